@@ -1,0 +1,271 @@
+"""The command line: arguments in, one clear line out when something is wrong.
+
+Exit codes: 0 done, 1 a bug (with its traceback), 2 a mistake in the input, 3 out of memory, 130
+stopped by Ctrl-C. Nothing heavy is imported before the arguments are known to be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from triscale import __version__
+from triscale.errors import UserError
+
+DEFAULT_RECIPE = "small"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's) and return the exit code."""
+    arguments = _parser().parse_args(argv)
+    return guarded(lambda: arguments.run(arguments))
+
+
+def guarded(run: Callable[[], None]) -> int:
+    """Call `run`; a mistake of the user's becomes one line on stderr and an exit code."""
+    try:
+        run()
+        sys.stdout.flush()  # here, where a closed pipe can still be caught
+    except UserError as error:
+        return _fail(str(error), 2)
+    except BrokenPipeError:  # `triscale ... | head`: nobody is listening any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "stopped", 130)
+    except OSError as error:
+        if error.filename is None and error.strerror is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror}", 2)
+    except (MemoryError, RuntimeError) as error:
+        if "DataLoader worker" in str(error):  # torch raises it wherever the process happens to be
+            return _fail(f"a data loading process died: {str(error).splitlines()[0]}", 2)
+        if not _out_of_memory(error):
+            raise
+        return _fail(
+            "out of memory; try a smaller --batch-size or --size, or --set "
+            "augment.shape_max=... for smaller random shapes",
+            3,
+        )
+    return 0
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"triscale: {'' if code == 130 else 'error: '}{text}", file=sys.stderr)
+    return code
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: on the host numpy says so by type, torch only by text."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate" in str(error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="triscale", description="Train, evaluate and use YOLOv3-family object detectors."
+    )
+    parser.add_argument("--version", action="version", version=f"triscale {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a detector, or go on with a run")
+    train.add_argument("data", nargs="?", metavar="DATA", help="folder or file of the data set")
+    train.add_argument("--recipe", metavar="NAME|FILE", help=f"default: {DEFAULT_RECIPE}")
+    train.add_argument("--out", metavar="DIR", help="run folder (default: runs/DATA-RECIPE)")
+    train.add_argument("--init", metavar="WEIGHTS", help="weights to start from")
+    train.add_argument("--resume", metavar="RUN", help="go on with a run where it stopped")
+    train.add_argument("--epochs", metavar="N")
+    train.add_argument("--batch-size", metavar="N")
+    train.add_argument("--size", metavar="N", help="side of the square network input, in pixels")
+    train.add_argument("--device", metavar="D", help="cpu, cuda, cuda:N or auto")
+    train.add_argument("--workers", metavar="N", help="data loading processes")
+    train.add_argument("--seed", metavar="N")
+    _add_set(train)
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("eval", help="measure weights on a data set")
+    evaluate.add_argument("weights", metavar="WEIGHTS_OR_RUN")
+    evaluate.add_argument("data", metavar="DATA")
+    evaluate.add_argument("--split", metavar="S", help="default: the validation split")
+    evaluate.add_argument("--size", type=int, metavar="N", help="default: as the weights say")
+    evaluate.add_argument("--metric", choices=["voc07", "voc", "coco"])
+    evaluate.add_argument("--batch-size", type=int, default=8, metavar="N")
+    evaluate.add_argument("--workers", type=int, default=0, metavar="N")
+    evaluate.add_argument("--device", default="auto", metavar="D")
+    evaluate.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    _add_set(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+    predict = commands.add_parser("predict", help="find objects in pictures")
+    predict.add_argument("weights", metavar="WEIGHTS_OR_RUN")
+    predict.add_argument("sources", nargs="+", metavar="SOURCE", help="files, folders, patterns")
+    predict.add_argument("--out", metavar="DIR", help="for drawn pictures (default: predictions)")
+    predict.add_argument("--score", type=float, default=0.3, metavar="T", help="least score shown")
+    predict.add_argument("--device", default="auto", metavar="D")
+    predict.add_argument(
+        "--json", action="store_true", help="one JSON object per picture on stdout"
+    )
+    predict.set_defaults(run=_predict)
+
+    recipes = commands.add_parser("recipes", help="list the shipped recipes, or print one")
+    recipes.add_argument("name", nargs="?", metavar="NAME")
+    recipes.set_defaults(run=_recipes)
+    return parser
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="section.key=value",
+        help="change one key of the recipe; may be given often",
+    )
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    flags = {
+        "train.epochs": arguments.epochs,
+        "train.batch_size": arguments.batch_size,
+        "train.size": arguments.size,
+        "train.device": arguments.device,
+        "train.workers": arguments.workers,
+        "train.seed": arguments.seed,
+        "train.init": arguments.init and json.dumps(arguments.init),  # a quoted TOML string
+    }
+    overrides = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    overrides += arguments.overrides
+    if arguments.resume:
+        given = ("data", "recipe", "out", "init", "batch_size", "seed")
+        for name in given:
+            if getattr(arguments, name) is not None:
+                raise UserError(
+                    f"--resume goes on with a run as it is: {name} can't be given again"
+                )
+        from triscale.runs import resume_run
+
+        resume_run(Path(arguments.resume), overrides=overrides)
+        return
+    if arguments.data is None:
+        raise UserError("train: name the data set (DATA), or a run to go on with (--resume RUN)")
+    from triscale.recipe import load_recipe
+    from triscale.runs import start_run
+
+    recipe = arguments.recipe or DEFAULT_RECIPE
+    start_run(
+        Path(arguments.data),
+        load_recipe(recipe, overrides=overrides),
+        name=Path(recipe).stem,
+        out=Path(arguments.out) if arguments.out else None,
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from triscale.runs import evaluate_weights
+
+    result = evaluate_weights(
+        Path(arguments.weights),
+        Path(arguments.data),
+        split=arguments.split,
+        size=arguments.size,
+        metric=arguments.metric,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        device=arguments.device,
+        overrides=arguments.overrides,
+    )
+    if arguments.json:
+        print(json.dumps(result.to_json()))
+        return
+    _table(
+        ("class", "AP"),
+        [(name, f"{ap:.4f}") for name, ap in result.per_class.items() if ap == ap],
+    )
+    for name, value in result.numbers.items():
+        print(f"{name} {value:.4f}")
+    print(f"{result.metric} mAP {result.mean:.4f} on {result.images} pictures")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    if not 0 <= arguments.score <= 1:
+        raise UserError(f"--score: expected between 0 and 1, got {arguments.score}")
+    from triscale.data.pictures import read_picture
+    from triscale.draw import draw_detections, write_picture
+    from triscale.predict import Detector, find_pictures
+
+    pictures = find_pictures(arguments.sources)
+    detector = Detector(arguments.weights, device=arguments.device)
+    out = Path(arguments.out or "predictions") if arguments.out or not arguments.json else None
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+    names = _unique_names(pictures)
+    rows: list[tuple[str, ...]] = []
+    for path, name in zip(pictures, names, strict=True):
+        image = read_picture(path)
+        found = detector(image)
+        shown = [k for k, s in enumerate(found.scores.tolist()) if s >= arguments.score]
+        if out:
+            drawn = draw_detections(
+                image, found, classes=detector.classes, min_score=arguments.score
+            )
+            write_picture(out / name, drawn)
+        objects: list[dict[str, Any]] = [
+            {
+                "label": detector.classes[int(found.labels[k])],
+                "score": round(float(found.scores[k]), 6),
+                "box": [round(v, 2) for v in found.boxes[k].tolist()],
+            }
+            for k in shown
+        ]
+        if arguments.json:
+            size = [image.shape[1], image.shape[0]]
+            print(json.dumps({"image": str(path), "size": size, "detections": objects}), flush=True)
+        else:
+            rows += [
+                (str(path), o["label"], f"{o['score']:.3f}", " ".join(f"{v:.0f}" for v in o["box"]))
+                for o in objects
+            ] or [(str(path), "-", "", "")]
+    if not arguments.json:
+        _table(("picture", "label", "score", "x1 y1 x2 y2"), rows)
+        print(f"{len(pictures)} drawn pictures in {out}")
+
+
+def _recipes(arguments: argparse.Namespace) -> None:
+    from triscale.recipes import recipe_names, recipe_text
+
+    if arguments.name:
+        print(recipe_text(arguments.name), end="")
+        return
+    for name in recipe_names():
+        first = recipe_text(name).splitlines()[0].removeprefix("#").strip()
+        print(f"{name:14} {first}")
+
+
+def _unique_names(pictures: Sequence[Path]) -> list[str]:
+    """A file name per picture; pictures of one name in several folders get a number."""
+    taken: dict[str, int] = {}
+    names: list[str] = []
+    for path in pictures:
+        suffix = path.suffix if path.suffix.lower() in (".jpg", ".jpeg", ".png") else ".jpg"
+        name = f"{path.stem}{suffix}"
+        taken[name] = taken.get(name, 0) + 1
+        names.append(name if taken[name] == 1 else f"{path.stem}-{taken[name]}{suffix}")
+    return names
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, *rows]:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

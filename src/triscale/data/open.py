@@ -1,0 +1,191 @@
+"""A data set from a path: its format is found by looking, and its splits share one list of classes.
+
+Accepted are a VOCdevkit or one VOC folder, a COCO root, a YOLO folder or data.yaml, and a TOML file
+that says what can't be found by looking:
+
+    format = "coco"                       # voc, coco or yolo
+    root = "."                            # relative to this file
+    train = "labels/train.json"           # as `data.train`, or a file under root
+    val = "labels/val.json"
+    train_images = "pictures"             # COCO only; else found by looking
+    val_images = "pictures"
+    classes = ["cat", "dog"]              # else from the data
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from triscale.config import build, read_toml
+from triscale.data.build import Scan, finish
+from triscale.data.coco import scan_coco
+from triscale.data.index import Index
+from triscale.data.options import DataConfig
+from triscale.data.voc import scan_voc, voc_classes, voc_splits
+from triscale.data.yolo import YoloSource, scan_yolo, yolo_source, yolo_splits
+from triscale.errors import UserError
+
+
+class Data(NamedTuple):
+    """A data set that is ready to be used."""
+
+    format: str
+    root: Path
+    classes: tuple[str, ...]
+    train: Index | None  # None: not asked for
+    val: Index | None
+    skipped: tuple[str, ...]  # one line for each broken thing that `skip_bad` left out
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """The keys of a TOML file that describes a data set."""
+
+    format: Literal["", "voc", "coco", "yolo"] = ""
+    root: str = "."
+    train: str = ""
+    val: str = ""
+    classes: tuple[str, ...] = ()
+    train_images: str = ""
+    val_images: str = ""
+
+
+def open_dataset(
+    path: Path,
+    config: DataConfig = DataConfig(),  # noqa: B008  # frozen
+    *,
+    classes: tuple[str, ...] | None = None,
+    splits: tuple[str, ...] = ("train", "val"),
+) -> Data:
+    """Read the splits of a data set ("train", "val" or both).
+
+    The classes are `classes`, else those of the configuration, of the TOML file, or of the data. A
+    fixed list makes an object of any other class a broken label.
+    """
+    file = DataFile()
+    root = path
+    if path.suffix.lower() == ".toml":
+        file = build(DataFile, read_toml(path), where=str(path))
+        root = path.parent / file.root
+    format = file.format or _find_format(root)
+    fixed = classes or config.classes or file.classes
+    yolo = yolo_source(root) if format == "yolo" else None
+    defaults = _defaults(format, root, yolo)
+    wanted = {
+        "train": config.train or file.train or defaults[0],
+        "val": config.val or file.val or defaults[1],
+    }
+    scans: list[Scan] = []
+    for role in splits:
+        name = wanted[role]
+        if not name:
+            raise UserError(f"{root}: no {role} split found; name one with --set data.{role}=...")
+        if format == "voc":
+            scans.append(scan_voc(root, name))
+        elif yolo:
+            scans.append(scan_yolo(yolo, name, names=yolo.names or fixed))
+        else:
+            given = file.train_images if role == "train" else file.val_images
+            images = root / given if given else None
+            scans.append(_scan_coco(root, name, images, config, evaluation=role == "val"))
+    chosen = fixed or _classes(format, scans)
+    reads = dict(zip(splits, finish(scans, config, classes=chosen), strict=True))
+    if not chosen:
+        raise UserError(f"{path}: no object in it, and so no class; name them in data.classes")
+    return Data(
+        format,
+        root,
+        chosen,
+        reads["train"].index if "train" in reads else None,
+        reads["val"].index if "val" in reads else None,
+        tuple(line for read in reads.values() for line in read.skipped),
+    )
+
+
+def describe(data: Data) -> list[str]:
+    """The data set in a few lines for people: what was found, and how much of it."""
+    lines = [f"{data.format} data in {data.root}: {len(data.classes)} classes"]
+    indices = [index for index in (data.train, data.val) if index is not None]
+    for index in indices:
+        empty = int((np.diff(index.offsets) == 0).sum())
+        parts = [f"{len(index)} pictures", f"{len(index.boxes)} boxes"]
+        parts += [f"{n} difficult" for n in [int(index.difficult.sum())] if n]
+        parts += [f"{n} crowd" for n in [int(index.crowd.sum())] if n]
+        parts += [f"{empty} pictures without objects"] if empty else []
+        lines.append(f"{index.name}: {', '.join(parts)}")
+    counts = [np.bincount(index.labels, minlength=len(data.classes)) for index in indices]
+    width = max(len(name) for name in data.classes)
+    for label, name in enumerate(data.classes):
+        lines.append(f"  {name:<{width}}" + "".join(f"{count[label]:>9}" for count in counts))
+    return lines
+
+
+def _find_format(root: Path) -> str:
+    if root.is_file() and root.suffix.lower() in (".yaml", ".yml"):
+        return "yolo"
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder, .toml or .yaml file")
+    if voc_splits(root):
+        return "voc"
+    if (root / "data.yaml").is_file():
+        return "yolo"
+    if _coco_files(root):
+        return "coco"
+    if yolo_splits(yolo_source(root)):
+        return "yolo"
+    found = sorted(entry.name for entry in root.iterdir())
+    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    raise UserError(
+        f"{root}: no data set found; "
+        "looked for VOC (VOC2007/ or Annotations/ with ImageSets/Main/), COCO (annotations/*.json) "
+        "and YOLO (data.yaml, images/train, train/images, train.txt); "
+        f"found {', '.join(found[:8]) or 'nothing'}{more}"
+    )
+
+
+def _defaults(format: str, root: Path, yolo: YoloSource | None) -> tuple[str, str]:
+    """The usual (training, validation) splits, '' where there is none."""
+    if yolo:
+        return yolo_splits(yolo) or ("", "")
+    if format == "voc":
+        return voc_splits(root) or ("", "")
+    names = [file.stem.removeprefix("instances_") for file in _coco_files(root)]
+    train = [name for name in names if "train" in name.lower()]
+    val = [name for name in names if "val" in name.lower() and name not in train]
+    return (train or [""])[-1], (val or [""])[-1]  # the newest year
+
+
+def _coco_files(root: Path) -> list[Path]:
+    """The annotation files of boxes; an official folder holds captions and keypoints besides."""
+    folder = root / "annotations"
+    return sorted(folder.glob("instances_*.json")) or sorted(folder.glob("*.json"))
+
+
+def _scan_coco(
+    root: Path, name: str, images: Path | None, config: DataConfig, *, evaluation: bool
+) -> Scan:
+    folder = root / "annotations"
+    places = (folder / f"instances_{name}.json", folder / f"{name}.json", root / name)
+    annotations = next((place for place in places if place.is_file()), None)
+    if annotations is None:
+        known = ", ".join(file.stem for file in _coco_files(root)) or "no files"
+        raise UserError(f"{folder}: no annotation file for split '{name}'; found {known}")
+    if images is None:
+        stem = annotations.stem.removeprefix("instances_")
+        options = (root / stem, root / "images" / stem, root / "images")
+        images = next((option for option in options if option.is_dir()), root)
+    return scan_coco(annotations, images, config, evaluation=evaluation)
+
+
+def _classes(format: str, scans: list[Scan]) -> tuple[str, ...]:
+    """The classes of all splits together, in the order that the format gives them."""
+    names = tuple(dict.fromkeys(name for scan in scans for name in scan.names))
+    if format == "voc":
+        return voc_classes(names)
+    if all(name.isdecimal() for name in names):  # YOLO without names
+        return tuple(sorted(names, key=int))
+    return names

@@ -1,0 +1,28 @@
+"""Which data to read and how strictly (the `[data]` section of a recipe)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from triscale.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The `[data]` section."""
+
+    path: str = ""  # the data set; DATA on the command line
+    train: str = ""  # split(s) to train on, joined by '+'; empty: found by looking
+    val: str = ""  # split(s) to validate on
+    classes: tuple[str, ...] = ()  # empty: from the data
+    num_samples: int = 0  # train on the first N images of the seeded order; 0: all
+    skip_bad: bool = False  # skip (and list) broken labels and pictures instead of refusing
+    inclusive_boxes: bool = False  # the reference's convention: x2, y2 are the last pixel
+    use_crowd: bool = False  # COCO, training: keep boxes around groups
+    skip_empty: bool = True  # COCO, training: leave out pictures without objects
+    min_object_area: float = 0.0  # COCO, training: leave out smaller objects (mask area in px)
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "min_object_area"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"data.{name}: expected at least 0, got {getattr(self, name)}")

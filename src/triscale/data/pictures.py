@@ -1,0 +1,188 @@
+"""Pictures from disk: decoded to RGB arrays, or only their size from the header.
+
+Both answers must agree: a picture is turned as its EXIF orientation says (that is how people saw it
+when they drew the boxes), and a file that is cut short is refused, because decoders may fill the
+missing part with grey and say nothing. For JPEG (ITU T.81, annex B) and PNG (W3C PNG, chapter 5) we
+walk the file's segments ourselves: it answers all of this in one pass and takes microseconds. Other
+formats are rare in detection data; Pillow reads their headers.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from triscale.errors import UserError
+
+# The limit at which Pillow, too, speaks of a decompression bomb: 0.5 GiB of RGB.
+MAX_PIXELS = 178_956_970
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+_JPEG = b"\xff\xd8"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_EXIF_ORIENTATION = 0x0112
+_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # these three are tables
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """The picture as (H, W, 3) RGB, turned upright; UserError if it can't be decoded whole."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from error
+    stream = io.BytesIO(data)
+    size = _size(stream, path)  # leaves a JPEG's stream where the scan starts
+    if data.startswith(_JPEG) and data.find(b"\xff\xd9", stream.tell()) < 0:
+        raise UserError(f"{path}: the JPEG is cut short (no end-of-image marker)")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise UserError(f"{path}: the picture can't be decoded ({error.err})") from error
+    if image is None:  # pyright: ignore[reportUnnecessaryComparison]  # OpenCV's stub is wrong
+        raise UserError(f"{path}: the picture can't be decoded (corrupt, or not a picture)")
+    if image.shape[:2] != size:  # a damaged EXIF block that OpenCV and we read differently
+        raise UserError(f"{path}: decodes to (height, width) {image.shape[:2]}, header says {size}")
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the upright picture from its header; UserError if there is none."""
+    (size,) = picture_sizes([path])
+    if isinstance(size, UserError):
+        raise size
+    return size
+
+
+def picture_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | UserError]:
+    """`picture_size` of many files; what is wrong with a file stands in its place."""
+    blocks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
+    # Threads hide the latency of network disks. Warning filters belong to the process, so what the
+    # threads do to them in `_other_header` is undone out here.
+    with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
+        return [size for block in pool.map(_sizes, blocks) for size in block]
+
+
+def _sizes(paths: Sequence[Path]) -> list[tuple[int, int] | UserError]:
+    sizes: list[tuple[int, int] | UserError] = []
+    for path in paths:
+        try:
+            with path.open("rb") as stream:
+                sizes.append(_size(stream, path))
+        except OSError as error:
+            sizes.append(UserError(f"{path}: can't be read ({error.strerror})"))
+        except UserError as error:
+            sizes.append(error)
+    return sizes
+
+
+def _size(stream: BinaryIO, path: Path) -> tuple[int, int]:
+    """(height, width) of the upright picture in `stream`, which is at its start."""
+    magic = stream.read(8)
+    stream.seek(0)
+    if not magic:
+        raise UserError(f"{path}: the file is empty")
+    try:
+        if magic.startswith(_JPEG):
+            height, width, orientation = _jpeg_header(stream)
+        elif magic == _PNG:
+            height, width, orientation = _png_header(stream)
+        else:
+            height, width, orientation = _other_header(stream)
+    except (OSError, ValueError, struct.error, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a picture that can be read ({error})") from error
+    if not 0 < height * width <= MAX_PIXELS:
+        raise UserError(
+            f"{path}: the header says {width}x{height} pixels; "
+            f"expected at least 1 and at most {MAX_PIXELS:,}"
+        )
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def _jpeg_header(stream: BinaryIO) -> tuple[int, int, int]:
+    """(height, width, orientation); leaves the stream at the start-of-scan marker's payload."""
+    height = width = orientation = 0
+    stream.seek(2)
+    while (marker := _next_marker(stream)) != _START_OF_SCAN:
+        if marker == _END_OF_IMAGE:
+            raise ValueError("JPEG without a picture in it")
+        if marker in _STANDALONE:
+            continue
+        (length,) = struct.unpack(">H", stream.read(2))
+        end = stream.tell() + max(length - 2, 0)
+        if marker in _START_OF_FRAME:
+            height, width = struct.unpack(">xHH", stream.read(5))
+        elif marker == _APP1 and not orientation:
+            orientation = _jpeg_orientation(stream.read(length - 2) if length > 2 else b"")
+        stream.seek(end)
+    return height, width, orientation
+
+
+def _next_marker(stream: BinaryIO) -> int:
+    """The code of the next marker; bytes that don't belong are passed over, as libjpeg does."""
+    previous = 0
+    while byte := stream.read(1):
+        if previous == 0xFF and byte[0] not in (0, 0xFF):
+            return byte[0]
+        previous = byte[0]
+    raise ValueError("JPEG cut short in its header")
+
+
+def _jpeg_orientation(payload: bytes) -> int:
+    return _orientation(payload[6:]) if payload.startswith(b"Exif\0\0") else 0
+
+
+def _png_header(stream: BinaryIO) -> tuple[int, int, int]:
+    """(height, width, orientation); goes to the end because EXIF may stand after the pixels."""
+    height = width = orientation = 0
+    stream.seek(len(_PNG))
+    while True:
+        head = stream.read(8)
+        if len(head) < 8:
+            raise ValueError("PNG cut short (no IEND)")
+        length, kind = struct.unpack(">I4s", head)
+        end = stream.tell() + length + 4  # 4: the checksum
+        if kind == b"IHDR":
+            width, height = struct.unpack(">II", stream.read(8))
+        elif kind == b"eXIf":
+            orientation = _orientation(stream.read(min(length, 1 << 16)))
+        elif kind == b"IEND":
+            return height, width, orientation
+        stream.seek(end)
+
+
+def _orientation(tiff: bytes) -> int:
+    """EXIF's orientation tag, 1..8, from a TIFF block (TIFF 6.0, section 2); 0 if it has none."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None or len(tiff) < 10:
+        return 0
+    (start,) = struct.unpack_from(order + "I", tiff, 4)
+    if start + 2 > len(tiff):
+        return 0
+    (count,) = struct.unpack_from(order + "H", tiff, start)
+    for entry in range(start + 2, min(start + 2 + 12 * count, len(tiff) - 11), 12):
+        tag, value = struct.unpack_from(order + "H6xH", tiff, entry)
+        if tag == _EXIF_ORIENTATION:
+            return value
+    return 0
+
+
+def _other_header(stream: BinaryIO) -> tuple[int, int, int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # huge pictures (checked by the caller), odd EXIF
+        with Image.open(stream, formats=("BMP", "WEBP", "TIFF")) as image:
+            width, height = image.size
+            # Pillow turns a TIFF's size by itself.
+            orientation = 0 if image.format == "TIFF" else image.getexif().get(_EXIF_ORIENTATION, 0)
+            return height, width, orientation

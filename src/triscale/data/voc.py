@@ -1,0 +1,237 @@
+"""Pascal VOC: an XML file per picture, splits as lists of names.
+
+Two layouts are read: a VOCdevkit with years (`VOC2007/`, `VOC2012/`; splits like `2007_trainval`)
+and a single folder as labelling tools write it (`Annotations/ JPEGImages/ ImageSets/Main/`; splits
+like `trainval`). Splits are joined by '+'. Everingham et al., "The PASCAL Visual Object Classes
+Challenge", IJCV 2010; boxes are 1-based and include their last pixel (VOC2007 development kit,
+section 4). The XML may come from anywhere, so a DTD, the way to entity attacks, is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triscale.data.build import Convention, Found, Picture, Read, Scan, finish, size_problem
+from triscale.data.options import DataConfig
+from triscale.data.pictures import PICTURE_SUFFIXES, picture_sizes
+from triscale.errors import UserError
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+MAX_XML_BYTES = 10_000_000
+_KEYS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def read_voc(
+    root: Path, splits: str, config: DataConfig, *, classes: tuple[str, ...] | None = None
+) -> Read:
+    """The pictures of `splits`; `classes` None: the official 20, or else the names in the data."""
+    scan = scan_voc(root, splits)
+    return finish([scan], config, classes=classes or voc_classes(scan.names))[0]
+
+
+def voc_classes(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The official 20 in their order if they cover `names`, else the sorted names."""
+    known = bool(names) and {name.casefold() for name in names} <= set(VOC_CLASSES)
+    return VOC_CLASSES if known else tuple(sorted(set(names)))
+
+
+def voc_splits(root: Path) -> tuple[str, str] | None:
+    """The usual (training, validation) splits, '' where there is none; None if it isn't VOC."""
+    if _is_voc_folder(root):
+        lists = _lists(root)
+        return _pair([s for s in lists if s == "trainval"], [s for s in lists if s == "test"]) or (
+            "train" if "train" in lists else "",
+            "val" if "val" in lists else "",
+        )
+    years = sorted(f.name[3:] for f in root.glob("VOC[0-9]*") if _is_voc_folder(f))
+    if not years:
+        return None
+    found = {(year, split) for year in years for split in _lists(root / f"VOC{year}")}
+
+    def named(split: str) -> list[str]:
+        return [f"{year}_{split}" for year in years if (year, split) in found]
+
+    tests = named("test")
+    # VOC2007's test set is the one whose labels are public and that results are quoted on.
+    test = [s for s in tests if s == "2007_test"] or tests[-1:]
+    return _pair(named("trainval"), test) or ("+".join(named("train")), "+".join(named("val")))
+
+
+def scan_voc(root: Path, splits: str) -> Scan:
+    """Everything that the splits hold, classes by name."""
+    pictures: list[Picture] = []
+    problems: list[str] = []
+    for split in splits.split("+"):
+        folder, list_name = _locate(root, split.strip())
+        _scan_list(folder, list_name, pictures, problems)
+    names = dict.fromkeys(found.name for picture in pictures for found in picture.objects)
+    return Scan(splits, _VOC, pictures, problems, tuple(names))
+
+
+def _to_xyxy(written: NDArray[np.float64], sizes: NDArray[np.int32]) -> NDArray[np.float64]:
+    # Pixels are counted from 1: the first one's left edge is 0, and the last one's right edge is
+    # its own number.
+    return written - (1, 1, 0, 0)
+
+
+# A VOC box of one pixel (xmin = xmax) doesn't occur: it is a slip of the mouse.
+_VOC = Convention("object", _KEYS, _to_xyxy, min_side=1.0)
+
+
+def _is_voc_folder(folder: Path) -> bool:
+    return (folder / "Annotations").is_dir() and (folder / "ImageSets" / "Main").is_dir()
+
+
+def _lists(folder: Path) -> list[str]:
+    return sorted(f.stem for f in (folder / "ImageSets" / "Main").glob("*.txt"))
+
+
+def _pair(train: list[str], val: list[str]) -> tuple[str, str] | None:
+    return ("+".join(train), "+".join(val)) if train and val else None
+
+
+def _locate(root: Path, split: str) -> tuple[Path, str]:
+    """The VOC folder of a split and the name of its list."""
+    if _is_voc_folder(root):
+        return root, split
+    match = re.fullmatch(r"(\d+)_(\w+)", split)
+    if not match:
+        raise UserError(f"{root}: expected a split like 2007_trainval, got '{split}'")
+    return root / f"VOC{match[1]}", match[2]
+
+
+def _scan_list(folder: Path, split: str, pictures: list[Picture], problems: list[str]) -> None:
+    names = _read_list(folder, split)
+    files = _picture_files(folder / "JPEGImages")
+    absent = [f"{folder}/JPEGImages/{n}.jpg: no such picture" for n in names if n not in files]
+    problems.extend(absent)
+    names = [name for name in names if name in files]
+    for name, size in zip(names, picture_sizes([files[n] for n in names]), strict=True):
+        if isinstance(size, UserError):
+            problems.append(str(size))
+            continue
+        source = folder / "Annotations" / f"{name}.xml"
+        labels = _read_xml(source)
+        problems.extend(f"{source}: {line}" for line in labels.problems)
+        if labels.usable:
+            line = size_problem(labels.size, size)
+            if line:
+                problems.append(f"{source}: {line}")
+            if labels.size in (None, size):  # else the boxes belong to some other picture
+                pictures.append(Picture(str(files[name]), name, size, str(source), labels.objects))
+
+
+def _read_list(folder: Path, split: str) -> list[str]:
+    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(_lists(folder)) or "none"
+        raise UserError(
+            f"{path}: can't read this list of pictures; lists there: {known}"
+        ) from error
+    # The lists of one class have a second column: -1 says that the class isn't in the picture.
+    # A name itself may hold spaces.
+    rows = [re.fullmatch(r"(.*?)(?:\s+(-1|0|1))?", line) for line in lines if line]
+    names = [row[1] for row in rows if row and row[2] != "-1"]
+    for name in names:
+        if name in (".", "..") or re.search(r"[/\\:\0]", name):
+            raise UserError(f"{path}: expected plain file names without a folder, got '{name}'")
+    return names
+
+
+def _picture_files(folder: Path) -> dict[str, Path]:
+    """The picture of each name; of several formats the first of PICTURE_SUFFIXES."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of pictures")
+    files = [f for f in folder.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES]
+    files.sort(key=lambda f: (PICTURE_SUFFIXES.index(f.suffix.lower()), f.name), reverse=True)
+    return {f.stem: f for f in files}
+
+
+class _Labels(NamedTuple):
+    size: tuple[float, float] | None  # height, width as the file says
+    objects: list[Found]
+    problems: list[str]
+    usable: bool = True
+
+
+def _read_xml(path: Path) -> _Labels:
+    try:
+        if path.stat().st_size > MAX_XML_BYTES:
+            return _Labels(None, [], [f"larger than {MAX_XML_BYTES:,} bytes"], usable=False)
+        root = _parse(path.read_bytes())
+    except OSError as error:
+        return _Labels(None, [], [f"can't be read ({error.strerror})"], usable=False)
+    # ValueError and LookupError: an encoding that expat doesn't know.
+    except (expat.ExpatError, ValueError, LookupError) as error:
+        return _Labels(None, [], [f"not an XML file that can be read ({error})"], usable=False)
+    if root.tag != "annotation":
+        return _Labels(None, [], [f"expected <annotation>, found <{root.tag}>"], usable=False)
+    objects: list[Found] = []
+    problems: list[str] = []
+    # Only children, never descendants: a person's <part>s have names and boxes of their own.
+    for number, element in enumerate(root.findall("object"), 1):
+        found = _read_object(element, number)
+        if isinstance(found, str):
+            problems.append(found)
+        else:
+            objects.append(found)
+    return _Labels(_read_size(root), objects, problems)
+
+
+def _parse(data: bytes) -> ElementTree.Element:
+    builder = ElementTree.TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartDoctypeDeclHandler = _refuse_doctype
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.Parse(data, True)
+    return builder.close()
+
+
+def _refuse_doctype(*declaration: object) -> None:
+    raise ValueError("a document type declaration is not allowed")
+
+
+def _read_object(element: ElementTree.Element, number: int) -> Found | str:
+    """The object, or what is wrong with it."""
+    name = (element.findtext("name") or "").strip()
+    box = element.find("bndbox")
+    if not name or box is None:
+        return f"object {number} ('{name}'): no {'bndbox' if name else 'name'}"
+    values: list[float] = []
+    for key in _KEYS:
+        text = box.findtext(key, "").strip()
+        try:
+            values.append(float(text))
+        except ValueError:
+            return f"object {number} ('{name}'): {key} is '{text}', expected a number"
+    try:
+        difficult = int(element.findtext("difficult", "0"))
+    except ValueError:
+        difficult = 0  # labelling tools leave the tag out or write 'Unspecified' there
+    return Found(number, name, (values[0], values[1], values[2], values[3]), bool(difficult))
+
+
+def _read_size(root: ElementTree.Element) -> tuple[float, float] | None:
+    """(height, width) as stated; None if there is none (tools write 0 for what they don't know)."""
+    try:
+        height = float(root.findtext("size/height", ""))
+        width = float(root.findtext("size/width", ""))
+    except ValueError:
+        return None
+    return (height, width) if height > 0 and width > 0 else None

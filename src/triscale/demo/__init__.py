@@ -1,0 +1,1 @@
+"""A data set drawn by ourselves, and the demonstration that trains on it."""

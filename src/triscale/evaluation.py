@@ -1,0 +1,190 @@
+"""Validation: every picture once, boxes back in original pixels, one metric at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from triscale.anchors import make_grid
+from triscale.data.augment import AugmentConfig
+from triscale.data.index import Index
+from triscale.data.loader import make_loader
+from triscale.data.plan import validation_draws
+from triscale.decode import DecodeConfig, Decoded, detect, detections
+from triscale.distributed import Processes, gather_interleaved
+from triscale.errors import UserError
+from triscale.metrics.coco import coco_ap
+from triscale.metrics.voc import PackedTruth, pack_detections, voc_ap
+from triscale.model.yolo import YOLOv3
+from triscale.pixels import network_input
+from triscale.types import Detections
+
+Metric = Literal["voc07", "voc", "coco"]
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The `[evaluate]` section."""
+
+    metric: Literal["auto", "voc07", "voc", "coco"] = "auto"  # auto: coco for COCO data, else voc07
+    iou: float = 0.5  # VOC metrics: least overlap with the object
+    network_resolution: bool = False  # the reference's way: measured after the resize, +1 pixel
+
+    def __post_init__(self) -> None:
+        if not 0 < self.iou < 1:
+            raise UserError(f"evaluate.iou: expected between 0 and 1, got {self.iou}")
+
+
+class Evaluation(NamedTuple):
+    """The result over an index."""
+
+    metric: Metric
+    mean: float  # mAP (COCO: AP at IoU .50:.95), in 0..1; nan if there is no object to find
+    per_class: dict[str, float]  # AP by class name; nan for classes without objects
+    numbers: dict[str, float]  # COCO: the twelve numbers; else empty
+    images: int
+    detections: list[Detections]  # per image of the index, best first, original pixels
+
+    def metrics(self) -> dict[str, float | None]:
+        """As logged: mAP, COCO's numbers, AP/<class>; None where there is nothing to measure."""
+        named = {f"AP/{name}": value for name, value in self.per_class.items()}
+        return {k: _finite(v) for k, v in ({"mAP": self.mean} | self.numbers | named).items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `triscale eval --json` prints."""
+        return {
+            "metric": self.metric,
+            "mAP": _finite(self.mean),
+            **{k: _finite(v) for k, v in self.numbers.items()},
+            "per_class": {k: _finite(v) for k, v in self.per_class.items()},
+            "images": self.images,
+        }
+
+
+def choose_metric(wanted: str, data_format: str) -> Metric:
+    """The metric for a data set of a format; `auto` follows the format."""
+    if wanted == "auto":
+        return "coco" if data_format == "coco" else "voc07"
+    for metric in ("voc07", "voc", "coco"):
+        if wanted == metric:
+            return metric
+    raise UserError(f"metric: expected voc07, voc or coco, got '{wanted}'")
+
+
+def evaluate(
+    model: YOLOv3,
+    index: Index,
+    *,
+    size: int,
+    metric: Metric = "voc07",
+    config: EvalConfig | None = None,
+    decode: DecodeConfig | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    device: torch.device | None = None,
+    processes: Processes | None = None,
+    on_batch: Callable[[], None] | None = None,
+) -> Evaluation:
+    """The AP of `model` on `index` with pictures resized to `size` x `size`.
+
+    The model is left in the mode it was in. With several processes each takes its share of the
+    pictures and all get the same result. Raises UserError if a picture can't be read.
+    """
+    found = detect_all(
+        model,
+        index,
+        size=size,
+        decode=decode or DecodeConfig(),
+        batch_size=batch_size,
+        workers=workers,
+        device=device or next(model.parameters()).device,
+        processes=processes or Processes(),
+        on_batch=on_batch or (lambda: None),
+    )
+    return score(found, index, size=size, metric=metric, config=config or EvalConfig())
+
+
+def detect_all(
+    model: YOLOv3,
+    index: Index,
+    *,
+    size: int,
+    decode: DecodeConfig,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    processes: Processes,
+    on_batch: Callable[[], None],
+) -> list[Detections]:
+    """The detections of every picture of `index`, in order, in original pixels."""
+    rank, world_size = processes
+    draws = validation_draws(
+        len(index), size, batch_size=batch_size, rank=rank, world_size=world_size
+    )
+    grid = make_grid(model.anchors, (size, size), device=device)
+    rows = (0, decode.num_rows)  # a process may have no picture at all
+    batches = [
+        Decoded(
+            torch.empty(*rows, 4, device=device),
+            torch.empty(rows, device=device),
+            torch.empty(rows, dtype=torch.int64, device=device),
+        )
+    ]
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in make_loader(index, draws, config=AugmentConfig(), workers=workers):
+            batches.append(detect(model(network_input(batch.to(device))), grid, decode))
+            on_batch()
+    model.train(was_training)
+    share = Decoded(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
+    every = Decoded(*(gather_interleaved(field, len(index), processes) for field in share))
+    return detections(every, (size, size), original_sizes=torch.from_numpy(index.sizes))
+
+
+def score(
+    found: list[Detections], index: Index, *, size: int, metric: Metric, config: EvalConfig
+) -> Evaluation:
+    """The metric of detections in original pixels, one entry per image of `index`."""
+    images = np.arange(len(index))
+    packed = pack_detections(found, images)
+    truth = PackedTruth(
+        images=np.repeat(images, np.diff(index.offsets)),
+        boxes=index.boxes,
+        labels=index.labels,
+        difficult=index.difficult,
+        crowd=index.crowd,
+        areas=index.areas,
+    )
+    inclusive = index.inclusive
+    if config.network_resolution:
+        # gluoncv: boxes are compared after the resize, where a pixel more is a different pixel.
+        scale = (size / index.sizes[:, [1, 0, 1, 0]]).astype(np.float32)  # (n, 4)
+        packed = packed._replace(boxes=packed.boxes * scale[packed.images])
+        truth = truth._replace(boxes=truth.boxes * scale[truth.images])
+        inclusive = True
+    names = index.classes
+    if metric == "coco":
+        coco = coco_ap(packed, truth, num_classes=len(names), inclusive=inclusive)
+        mean, per_class, numbers = coco.summary["AP"], coco.per_class, coco.summary
+    else:
+        voc = voc_ap(
+            packed,
+            truth,
+            num_classes=len(names),
+            iou_threshold=config.iou,
+            use_07=metric == "voc07",
+            inclusive=inclusive,
+        )
+        mean, per_class, numbers = voc.mean, voc.per_class, {}
+    by_name = dict(zip(names, per_class.tolist(), strict=True))
+    return Evaluation(metric, mean, by_name, numbers, len(index), found)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

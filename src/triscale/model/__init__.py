@@ -1,0 +1,1 @@
+"""The networks: functions from normalised pictures to raw logits."""

@@ -1,0 +1,118 @@
+"""A trained detector as a function of pictures."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from triscale.anchors import make_grid
+from triscale.config import build
+from triscale.data.augment import val_transform
+from triscale.data.loader import collate
+from triscale.data.pictures import read_picture
+from triscale.decode import DecodeConfig, detect, detections
+from triscale.distributed import choose_device
+from triscale.errors import UserError
+from triscale.pixels import network_input
+from triscale.types import Detections, Sample
+from triscale.weights.native import load_weights
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+
+class Detector:
+    """Weights that are ready to use: `Detector("runs/mine")("picture.jpg")`.
+
+    `weights` is a weights file or a run folder (its best weights). Raises UserError if it can't be
+    read.
+    """
+
+    def __init__(self, weights: str | Path, *, device: str = "auto") -> None:
+        self.path = find_weights(Path(weights))
+        self.model, self.info = load_weights(self.path)
+        self.device = choose_device(device)
+        self.model.to(self.device)
+        self.decode = build(
+            DecodeConfig, self.info.recipe.get("decode", {}), where=f"{self.path}: decode"
+        )
+        size = (self.info.size, self.info.size)
+        self._grid = make_grid(self.model.anchors, size, device=self.device)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names that `Detections.labels` count."""
+        return self.info.classes
+
+    def __call__(self, image: str | Path | NDArray[np.uint8]) -> Detections:
+        """The detections in a picture file or an RGB array (H, W, 3), best first, in its pixels."""
+        return self.batch([image])[0]
+
+    def batch(self, images: list[str | Path | NDArray[np.uint8]]) -> list[Detections]:
+        """The detections in each of some pictures, computed together."""
+        size = (self.info.size, self.info.size)
+        samples = [val_transform(_sample(image), size) for image in images]
+        batch = collate(samples).to(self.device)
+        with torch.inference_mode():
+            decoded = detect(self.model(network_input(batch)), self._grid, self.decode)
+        return detections(decoded, size, original_sizes=batch.original_sizes)
+
+
+def find_weights(path: Path) -> Path:
+    """The weights file that `path` means: itself, or the best (else the newest) of a run folder."""
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(f"{path}: no such weights file or run folder")
+        return path
+    best = path / "best.safetensors"
+    if best.is_file():
+        return best
+    epochs = sorted(path.glob("epoch_*.safetensors"))
+    if not epochs:
+        raise UserError(
+            f"{path}: expected a run folder with best.safetensors or epoch_*.safetensors, "
+            "found neither"
+        )
+    return epochs[-1]
+
+
+def find_pictures(sources: list[str]) -> list[Path]:
+    """The picture files that files, folders and glob patterns mean; UserError if one means none."""
+    found: list[Path] = []
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        elif path.exists():
+            inside = [path]
+        else:
+            inside = [Path(p) for p in sorted(glob.glob(source, recursive=True))]
+        if not inside:
+            raise UserError(
+                f"{source}: no picture found (a file, a folder or a pattern is expected)"
+            )
+        found.extend(inside)
+    return found
+
+
+def _sample(image: str | Path | NDArray[np.uint8]) -> Sample:
+    """A picture without labels as the validation transform takes it."""
+    pixels = read_picture(Path(image)) if isinstance(image, (str, Path)) else image
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
+        raise UserError(
+            f"expected an RGB image as uint8 of shape (H, W, 3), got {pixels.dtype} {pixels.shape}"
+        )
+    height, width = pixels.shape[:2]
+    return Sample(
+        image=pixels,
+        boxes=np.zeros((0, 4), np.float32),
+        labels=np.zeros(0, np.int64),
+        weights=np.zeros(0, np.float32),
+        image_id=0,
+        original_size=(height, width),
+        colour=np.eye(3, 4, dtype=np.float32),
+        rectangle=np.array([0, 0, width, height], np.float32),
+    )

@@ -1,0 +1,91 @@
+"""Recipes: everything that decides a training run, as one frozen value and one TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tomli_w
+
+from triscale.checkpoint import CheckpointConfig
+from triscale.config import apply_override, build, read_toml, to_dict
+from triscale.data.augment import AugmentConfig
+from triscale.data.options import DataConfig
+from triscale.decode import DecodeConfig
+from triscale.errors import UserError
+from triscale.evaluation import EvalConfig
+from triscale.loss import LossConfig
+from triscale.model.yolo import ModelConfig
+from triscale.optim import OptimConfig
+from triscale.recipes import recipe_text
+from triscale.schedule import ScheduleConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The `[train]` section."""
+
+    epochs: int = 200
+    batch_size: int = 64  # over all processes
+    size: int = 416  # side of the input in validation, and in training without random shapes
+    seed: int = 233
+    workers: int = 4  # data loading processes per device; 0: none
+    device: str = "auto"  # cpu | cuda | cuda:N | auto
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the network; the loss is always fp32
+    syncbn: bool = False  # batch statistics over all processes
+    start_epoch: int = 0  # begin here, with the weights of init (a resumed run needs no such thing)
+    init: str = ""  # weights file to start from
+    log_interval: int = 100  # steps
+    val_interval: int = 1  # epochs; 0: never
+    save_interval: int = 10  # epochs; 0: only the best
+    pictures: int = 8  # validation pictures drawn after each validation
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "log_interval"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("seed", "workers", "start_epoch", "val_interval", "save_interval", "pictures"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name}: expected at least 0, got {getattr(self, name)}")
+        if self.size < 32:
+            raise UserError(f"train.size: expected at least 32 pixels, got {self.size}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All sections of a recipe; each dataclass belongs to the module that uses it."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+def load_recipe(name: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name or TOML file, changed by `section.key=value` texts, the last one winning.
+
+    Raises UserError for an unknown recipe, section or key (naming the nearest) or a wrong value.
+    """
+    path = Path(name)
+    shipped = not path.suffix and not path.is_file()
+    table = tomllib.loads(recipe_text(str(name))) if shipped else read_toml(path)
+    recipe = build(Recipe, table, where="" if shipped else str(path))  # its own mistakes name it
+    if not overrides:
+        return recipe
+    for assignment in overrides:
+        apply_override(table, assignment)
+    return build(Recipe, table, where="")
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as TOML, every key written out."""
+    return tomli_w.dumps(to_dict(recipe))

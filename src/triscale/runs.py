@@ -1,0 +1,154 @@
+"""Runs as the command line starts, resumes and measures them: paths in, folders out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from triscale.config import apply_override, build
+from triscale.data.open import Data, describe, open_dataset
+from triscale.data.options import DataConfig
+from triscale.decode import DecodeConfig
+from triscale.errors import UserError
+from triscale.evaluation import EvalConfig, Evaluation, choose_metric, evaluate
+from triscale.log import Narrator
+from triscale.model.yolo import YOLOv3, reclass
+from triscale.predict import Detector, find_weights
+from triscale.recipe import Recipe, load_recipe
+from triscale.training import Result, train
+from triscale.weights.native import load_weights
+
+
+def start_run(data: Path, settings: Recipe, *, name: str, out: Path | None = None) -> Result:
+    """Open the data, say what was found, and train in a new folder (`runs/<data>-<name>`)."""
+    run = out or Path("runs")
+    if _is_main():  # the only process that writes; the others must not stumble over what it wrote
+        run = out or _free_folder(run, f"{data.absolute().name}-{name}")
+        if (run / "recipe.toml").exists():
+            raise UserError(
+                f"{run}: holds a run already; go on with --resume {run}, or choose another --out"
+            )
+    path = str(data.absolute())
+    return _run(replace(settings, data=replace(settings.data, path=path)), run, resume=False)
+
+
+def resume_run(run: Path, *, overrides: Sequence[str] = ()) -> Result:
+    """Go on with the run in a folder from its newest state."""
+    if not (run / "recipe.toml").is_file():
+        raise UserError(f"{run}: expected a run folder with recipe.toml")
+    return _run(load_recipe(run / "recipe.toml", overrides=overrides), run, resume=True)
+
+
+def evaluate_weights(
+    weights: Path,
+    data: Path,
+    *,
+    split: str | None = None,
+    size: int | None = None,
+    metric: str | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    device: str = "auto",
+    overrides: Sequence[str] = (),
+) -> Evaluation:
+    """Measure weights on a split; the weights' own recipe says how, unless it is overridden."""
+    if batch_size < 1 or workers < 0 or (size is not None and size < 32):
+        raise UserError("expected --batch-size >= 1, --workers >= 0 and --size >= 32")
+    detector = Detector(weights, device=device)
+    table = {key: dict(detector.info.recipe.get(key, {})) for key in ("data", "decode", "evaluate")}
+    for key in ("path", "train", "val", "classes", "num_samples", "skip_bad"):
+        table["data"].pop(key, None)  # they speak of the training data
+    for assignment in overrides:
+        apply_override(table, assignment)
+    if unknown := sorted(set(table) - {"data", "decode", "evaluate"}):
+        raise UserError(f"--set {unknown[0]}...: eval knows the sections data, decode and evaluate")
+    config = build(DataConfig, table["data"], where="data")
+    if split:
+        config = replace(config, val=split)
+    opened = open_dataset(data, config, classes=detector.classes, splits=("val",))
+    narrator = Narrator()
+    for line in opened.skipped:
+        narrator.say(f"skipped: {line}")
+    if opened.val is None:
+        raise UserError(f"{data}: no validation split found; name one with --split")
+    chosen = build(EvalConfig, table["evaluate"], where="evaluate")
+    with narrator:
+        narrator.begin("evaluating", -(-len(opened.val) // batch_size))
+        return evaluate(
+            detector.model,
+            opened.val,
+            size=size or detector.info.size,
+            metric=choose_metric(metric or chosen.metric, opened.format),
+            config=chosen,
+            decode=build(DecodeConfig, table["decode"], where="decode"),
+            batch_size=batch_size,
+            workers=workers,
+            device=detector.device,
+            on_batch=narrator.advance,
+        )
+
+
+def _run(settings: Recipe, run: Path, *, resume: bool) -> Result:
+    narrator = Narrator(enabled=_is_main())
+    data = open_dataset(Path(settings.data.path), settings.data)
+    for line in [*(f"skipped: {line}" for line in data.skipped), *describe(data)]:
+        narrator.say(line)
+    model = None
+    if settings.train.init and not resume:
+        model = _initial_model(settings, data, narrator)
+    elif not resume:
+        narrator.say(f"training {settings.model.backbone} from random weights in {run}")
+    result = train(settings, data, run, model=model, resume=resume, narrator=narrator)
+    if result.last:
+        narrator.say(f"best mAP {result.best:.4f}; weights, log and pictures in {run}")
+    return result
+
+
+def _initial_model(settings: Recipe, data: Data, narrator: Narrator) -> YOLOv3:
+    """The network of `train.init`, with a new prediction layer where the class names differ."""
+    path = find_weights(Path(settings.train.init))
+    model, info = load_weights(path)
+    if info.model.backbone != settings.model.backbone:
+        raise UserError(
+            f"{path}: holds {info.model.backbone}, the recipe wants {settings.model.backbone}; "
+            f"use --set model.backbone={info.model.backbone}"
+        )
+    if info.classes == data.classes:
+        narrator.say(f"{path}: all weights taken")
+        return model
+    common = [name for name in data.classes if name in info.classes]
+    new = [name for name in data.classes if name not in info.classes]
+    narrator.say(
+        f"{path}: all weights taken but the classes': {_listed(common)} by name, "
+        f"{_listed(new)} at random"
+    )
+    return reclass(
+        model,
+        settings.model,
+        old_classes=info.classes,
+        new_classes=data.classes,
+        generator=torch.Generator().manual_seed(settings.train.seed),
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names)})" if names else "none"
+
+
+def _is_main() -> bool:
+    """Whether this is the first process that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _free_folder(parent: Path, name: str) -> Path:
+    """`parent/name`, or with the first number behind it that is not taken."""
+    number = 2
+    folder = parent / name
+    while folder.exists():
+        folder = parent / f"{name}-{number}"
+        number += 1
+    return folder

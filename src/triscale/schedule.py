@@ -1,0 +1,90 @@
+"""The learning rate as a pure function of the step.
+
+A run has two parts: a linear warm-up, then one of five curves. The formulas are GluonCV's
+(`utils/lr_scheduler.py`), but step i of a part uses T = i: there the optimiser counted updates from
+1, so that every rate, and every drop, came one step early. Nothing is remembered between steps,
+which makes a resumed run see the rates of the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from triscale.errors import UserError
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The `[schedule]` section."""
+
+    mode: Literal["constant", "step", "linear", "poly", "cosine"] = "step"
+    warmup_epochs: int = 0
+    warmup_lr: float = 0.0  # where the warm-up begins
+    decay: float = 0.1  # step: the factor at each milestone
+    decay_epochs: tuple[int, ...] = (160, 180)  # step: the milestones
+    decay_period: int = 0  # step: if above 0, a milestone every so many epochs instead
+    target_lr: float = 0.0  # linear, poly, cosine: where the curve ends
+    power: float = 2.0  # poly: its exponent
+    num_samples: int = 0  # if above 0, epochs last as long as with so many pictures
+
+    def __post_init__(self) -> None:
+        for key in ("warmup_epochs", "warmup_lr", "decay_period", "target_lr", "num_samples"):
+            value = getattr(self, key)
+            if not 0 <= value < math.inf:
+                raise UserError(f"schedule.{key}: expected 0 or a positive number, got {value}")
+        for key in ("decay", "power"):
+            value = getattr(self, key)
+            if not 0 < value < math.inf:
+                raise UserError(f"schedule.{key}: expected a positive number, got {value}")
+        if any(epoch < 0 for epoch in self.decay_epochs):
+            raise UserError(
+                f"schedule.decay_epochs: expected epochs from 0 on, got {list(self.decay_epochs)}"
+            )
+
+
+def learning_rate(
+    step: int,
+    *,
+    base_lr: float,
+    config: ScheduleConfig,
+    epochs: int,
+    first_step: Callable[[int], int],
+) -> float:
+    """The rate of a step (from 0) of a run of `epochs`; after the end, that of the last step.
+
+    `first_step(epoch)` is the step at which an epoch begins; it is asked for milestones beyond the
+    end too. `first_step(epochs)` is the number of steps.
+    """
+    assert step >= 0
+    warmup = first_step(config.warmup_epochs)
+    if step < warmup:
+        # The last step of the warm-up has the full rate; the only one, if there is one only.
+        progress = step / (warmup - 1) if warmup > 1 else 1.0
+        return config.warmup_lr + (base_lr - config.warmup_lr) * progress
+
+    if config.mode == "constant":
+        return base_lr
+    if config.mode == "step":
+        passed = sum(first_step(epoch) <= step for epoch in _milestones(config, epochs))
+        return base_lr * config.decay**passed
+
+    # The first step of the curve has the full rate, the last one the target.
+    last = first_step(epochs) - warmup - 1
+    progress = min((step - warmup) / last, 1.0) if last > 0 else 0.0
+    if config.mode == "linear":
+        factor = 1 - progress
+    elif config.mode == "poly":
+        factor = (1 - progress) ** config.power
+    else:
+        factor = (1 + math.cos(math.pi * progress)) / 2
+    return config.target_lr + (base_lr - config.target_lr) * factor
+
+
+def _milestones(config: ScheduleConfig, epochs: int) -> tuple[int, ...]:
+    """The epochs at which mode "step" multiplies the rate by `decay`."""
+    if config.decay_period > 0:
+        return tuple(range(config.decay_period, epochs, config.decay_period))
+    return config.decay_epochs

@@ -1,0 +1,106 @@
+"""Weights files: safetensors with all that is needed to use them in the header.
+
+The header carries the class names, the network, its anchors and input size, and the recipe, so that
+a file alone is enough to evaluate or to predict. No pickle is involved, in reading or in writing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from triscale.config import build, to_dict
+from triscale.errors import UserError
+from triscale.files import write_atomically
+from triscale.model.yolo import ModelConfig, YOLOv3, build_model
+
+_FORMAT = "triscale-weights-1"
+
+
+class WeightsInfo(NamedTuple):
+    """The header of a weights file."""
+
+    classes: tuple[str, ...]
+    model: ModelConfig
+    size: int  # side of the square network input it was trained for
+    recipe: Mapping[str, Any]  # the sections of the recipe it was trained with
+
+
+def save_weights(path: Path, model: YOLOv3, info: WeightsInfo) -> None:
+    """Write the weights of `model` and their header to `path`, atomically."""
+    header = {
+        "format": _FORMAT,
+        "classes": json.dumps(info.classes),
+        "model": json.dumps(to_dict(info.model)),
+        "anchors": json.dumps(model.anchors),
+        "size": json.dumps(info.size),
+        "recipe": json.dumps(info.recipe),
+    }
+    save_tensors(path, model.state_dict(), header)
+
+
+def load_weights(path: Path) -> tuple[YOLOv3, WeightsInfo]:
+    """The network of a weights file, on the CPU in evaluation mode, and its header.
+
+    Raises UserError when the file can't be read or is not a triscale weights file.
+    """
+    tensors, header = read_tensors(path)
+    if header.get("format") != _FORMAT:
+        raise UserError(
+            f"{path}: expected a weights file of triscale ({_FORMAT}), "
+            f"found format {header.get('format', 'not stated')}"
+        )
+    try:
+        info = WeightsInfo(
+            classes=tuple(json.loads(header["classes"])),
+            model=build(ModelConfig, json.loads(header["model"]), where=f"{path}: model"),
+            size=int(json.loads(header["size"])),
+            recipe=json.loads(header["recipe"]),
+        )
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: the header is damaged ({error})") from error
+    model = build_model(info.model, len(info.classes), generator=torch.Generator())
+    load_state(model, tensors, source=str(path))
+    return model.eval(), info
+
+
+def load_state(model: YOLOv3, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Put `tensors` into `model`; UserError unless every name and shape fits."""
+    expected = model.state_dict()
+    wrong = sorted(set(expected) ^ set(tensors)) or [
+        name for name, tensor in tensors.items() if tensor.shape != expected[name].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{source}: {len(wrong)} tensors do not fit the network, the first is {wrong[0]}"
+        )
+    model.load_state_dict(tensors)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
+    """Write named tensors and a header of texts to a safetensors file, atomically."""
+    # channels-last weights are stored in the usual order; detached copies share no memory
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # not save_file: its files are readable by their owner only, and its errors are not OSErrors
+    write_atomically(path, save(plain, metadata=header))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header of a safetensors file; UserError if it can't be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = cast("list[str]", file.keys())
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from error

@@ -1,0 +1,87 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from triscale.data.open import Data, open_dataset
+from triscale.demo.scenes import write_scenes
+from triscale.log import Narrator
+from triscale.recipe import Recipe, load_recipe
+from triscale.training import train
+
+# A network and a run that take a second: 7 steps in 3 epochs of 10 pictures.
+TINY = (
+    "train.epochs=3",
+    "train.batch_size=4",
+    "train.size=64",
+    "train.workers=0",
+    "train.device=cpu",
+    "train.log_interval=1",
+    "train.val_interval=1",
+    "train.save_interval=0",
+    "model.backbone=mobilenet0.1",
+    "decode.score_threshold=0.0001",  # such a network is sure of nothing
+    "schedule.mode=constant",
+    "schedule.warmup_epochs=0",
+)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference arrays, real data and weights beside the checkout."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("no folder ../shared with reference arrays and real data beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Path:
+    """Arrays that the reference implementation produced."""
+    return shared / "gluoncv" / "golden"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Sums in one order, and test processes side by side that don't fight for the cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn VOC devkit: 10 pictures to train on, 4 to test on. Not to be changed: copy it."""
+    root = tmp_path_factory.mktemp("drawn") / "VOCdevkit"
+    write_scenes(root, num_train=10, num_test=4, size=(96, 128))
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Callable[..., Recipe]:
+    """The recipe of a run that takes a second; the function takes further overrides."""
+
+    def make(*overrides: str) -> Recipe:
+        return load_recipe("small", overrides=[*TINY, *overrides])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def data(devkit: Path, tiny_recipe: Callable[..., Recipe]) -> Data:
+    """The drawn set, opened."""
+    return open_dataset(devkit, tiny_recipe().data)
+
+
+@pytest.fixture(scope="session")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, data: Data, tiny_recipe: Callable[..., Recipe]
+) -> Path:
+    """The folder of a finished run of the tiny recipe, with a state kept after every step."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    recipe = tiny_recipe("checkpoint.every_steps=1", "checkpoint.keep=99", "train.save_interval=2")
+    train(recipe, data, run, narrator=Narrator(enabled=False))
+    return run

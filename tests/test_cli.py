@@ -1,0 +1,280 @@
+"""The command line as a contract: commands, flags, JSON fields, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TINY
+from triscale import __version__
+from triscale.cli import main
+from triscale.recipe import load_recipe
+
+SETS = [word for assignment in TINY for word in ("--set", assignment)]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def triscale(*words: str) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "triscale", *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT)
+
+
+# --- before anything heavy ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", ["--help", "train --help", "--version", "train -x", "train"])
+def test_quick_answers_do_not_import_torch(words: str) -> None:
+    code = (
+        "import sys\n"
+        "from triscale.cli import main\n"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "finally:\n"
+        "    print('heavy:', sorted({'torch', 'cv2'} & set(sys.modules)))\n"
+    )
+    command = [sys.executable, "-c", code, *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.endswith("heavy: []\n")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"triscale {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "fly", "train x --epoch", "train a b", "eval w", "eval w d --metric map", "predict w"],
+)
+def test_wrong_flags(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(words.split())
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "error: " in printed.err.splitlines()[-1]
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    process = triscale("recipes", "gluoncv-voc")
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()  # as `| head` does
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(60) == 141
+
+
+# --- recipes -------------------------------------------------------------------------------------
+
+
+def test_recipes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = ["bof", "demo", "gluoncv-coco", "gluoncv-voc", "small"]
+    assert [line.split()[0] for line in lines] == names
+    for name in names:
+        assert main(["recipes", name]) == 0
+        path = tmp_path / f"{name}.toml"
+        path.write_text(capsys.readouterr().out)
+        assert load_recipe(path) == load_recipe(name), "what is printed is a recipe file"
+
+
+# --- train ---------------------------------------------------------------------------------------
+
+
+def test_train_flags_reach_the_run(
+    devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "runs" / "deep"
+    flags = ["--epochs", "1", "--batch-size", "5", "--size", "96", "--seed", "7", "--workers", "1"]
+    words = ["train", str(devkit), "--recipe", "demo", "--out", str(run), "--device", "cpu", *flags]
+    assert main([*words, "--set", "model.backbone=mobilenet0.1"]) == 0
+    recipe = load_recipe(run / "recipe.toml")
+    assert (recipe.train.epochs, recipe.train.batch_size, recipe.train.size) == (1, 5, 96)
+    assert (recipe.train.seed, recipe.train.workers, recipe.train.device) == (7, 1, "cpu")
+    assert recipe.data.path == str(devkit)
+    assert recipe.optim == load_recipe("demo").optim
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    said = printed.err.splitlines()
+    assert said[0] == f"voc data in {devkit}: 6 classes"
+    assert said[1].startswith("2007_trainval: 10 pictures, ")
+    assert said[-1].startswith("best mAP ")
+    assert str(run) in said[-1]
+
+
+def test_default_folder_is_not_taken_twice(
+    devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "train",
+        str(devkit),
+        *SETS,
+        "--set",
+        "train.epochs=1",
+        "--set",
+        "train.val_interval=0",
+    ]
+    assert main(words) == 0
+    assert main(words) == 0
+    assert [p.name for p in sorted((tmp_path / "runs").iterdir())] == [
+        "VOCdevkit-small",
+        "VOCdevkit-small-2",
+    ]
+
+
+def test_init_takes_weights_by_class_name(
+    devkit: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", str(devkit), *SETS, "--init", str(trained), "--epochs", "1"]
+    assert main([*words, "--out", str(tmp_path / "same")]) == 0
+    assert "best.safetensors: all weights taken\n" in capsys.readouterr().err
+    classes = '["balloon","bird","boat","crab","fish","lighthouse","whale"]'
+    more = [*words, "--set", f"data.classes={classes}", "--out", str(tmp_path / "more")]
+    assert main(more) == 0
+    said = capsys.readouterr().err
+    assert "6 (balloon, bird, boat, crab, fish, lighthouse) by name, 1 (whale) at random" in said
+    other = [*words, "--set", "model.backbone=tiny", "--out", str(tmp_path / "other")]
+    assert main(other) == 2
+    assert "use --set model.backbone=mobilenet0.1" in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(
+    devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    process = triscale("train", str(devkit), "--out", str(run), *SETS, "--epochs", "1000")
+    for _ in range(1200):
+        if (run / "log.jsonl").exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("triscale: stopped after step ")
+    assert said.splitlines()[-1].endswith(f"go on with: triscale train --resume {run}")
+    step = max(int(p.stem.removeprefix("step-")) for p in (run / "last").glob("*.json"))
+    epochs = step * 4 // 10 + 1
+    assert main(["train", "--resume", str(run), "--epochs", str(epochs)]) == 0
+    assert f"resuming after step {step}" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(
+        range(1, epochs * 10 // 4 + 1)
+    )
+
+
+def test_resume_of_a_finished_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (trained / "log.jsonl").read_text()
+    assert main(["train", "--resume", str(trained)]) == 2, "a run through the API names no data"
+    assert (trained / "log.jsonl").read_text() == before
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# --- eval ----------------------------------------------------------------------------------------
+
+
+def evaluate(
+    words: list[str], capsys: pytest.CaptureFixture[str], *, code: int = 0
+) -> dict[str, Any]:
+    assert main(["eval", *words, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_eval_json(trained: Path, devkit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The numbers are those of the best epoch in the run's own log."""
+    found = evaluate([str(trained), str(devkit)], capsys)
+    assert list(found) == ["metric", "mAP", "per_class", "images"]
+    assert (found["metric"], found["images"]) == ("voc07", 4)
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    logged = [line["metrics"] for line in lines if line["kind"] == "eval"]
+    best = max(logged, key=lambda metrics: metrics["mAP"])
+    assert found["mAP"] == pytest.approx(best["mAP"], abs=1e-6)
+    assert {f"AP/{k}": v for k, v in found["per_class"].items()} == {
+        k: v if v is None else pytest.approx(v, abs=1e-6) for k, v in best.items() if k != "mAP"
+    }
+
+
+def test_eval_coco_json(trained: Path, devkit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(trained / "best.safetensors"), str(devkit), "--metric", "coco", "--size", "96"]
+    found = evaluate([*words, "--split", "2007_trainval", "--batch-size", "3"], capsys)
+    assert list(found) == [
+        *("metric", "mAP", "AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge"),
+        *("AR1", "AR10", "AR100", "ARsmall", "ARmedium", "ARlarge", "per_class", "images"),
+    ]
+    assert found["mAP"] == found["AP"]
+    assert found["images"] == 10
+
+
+def test_eval_table(trained: Path, devkit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(trained), str(devkit)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["class", "AP"]
+    assert lines[-1].startswith("voc07 mAP 0.")
+    assert lines[-1].endswith(" on 4 pictures")
+
+
+# --- predict -------------------------------------------------------------------------------------
+
+
+def test_predict_json(
+    trained: Path,
+    devkit: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures = devkit / "VOC2007" / "JPEGImages"
+    sources = [str(pictures / "000003.jpg"), str(pictures / "00001*.jpg")]
+    assert main(["predict", str(trained), *sources, "--score", "0", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    names = ["000003", "000010", "000011", "000012", "000013", "000014"]
+    assert [line["image"] for line in lines] == [str(pictures / f"{n}.jpg") for n in names]
+    classes = {"balloon", "bird", "boat", "crab", "fish", "lighthouse"}
+    for line in lines:
+        assert list(line) == ["image", "size", "detections"]
+        assert line["size"] == [128, 96]
+        assert line["detections"]
+        for found in line["detections"]:
+            assert list(found) == ["label", "score", "box"]
+            assert found["label"] in classes
+            x1, y1, x2, y2 = found["box"]
+            assert 0 <= x1 <= x2 <= 128
+            assert 0 <= y1 <= y2 <= 96
+        scores = [found["score"] for found in line["detections"]]
+        assert scores == sorted(scores, reverse=True)
+    assert not list(tmp_path.iterdir()), "no pictures are drawn unless asked for"
+
+
+def test_predict_draws_and_prints_a_table(
+    trained: Path, devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copies = tmp_path / "copies"
+    (copies / "a").mkdir(parents=True)
+    (copies / "b").mkdir()
+    source = devkit / "VOC2007" / "JPEGImages" / "000001.jpg"
+    for folder in ("a", "b"):
+        (copies / folder / "p.jpg").write_bytes(source.read_bytes())
+    out = tmp_path / "drawn"
+    words = ["predict", str(trained), str(copies), "--out", str(out), "--score", "1"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["picture", "label", "score", "x1", "y1", "x2", "y2"]
+    assert [line.split() for line in lines[1:3]] == [
+        [str(copies / folder / "p.jpg"), "-"] for folder in ("a", "b")
+    ]
+    assert lines[3] == f"2 drawn pictures in {out}"
+    assert sorted(p.name for p in out.iterdir()) == ["p-2.jpg", "p.jpg"]

@@ -1,0 +1,221 @@
+"""The documents against the code: commands parse, keys exist, tables are whole, snippets run.
+
+The expected values come from the documents, which people write; what they are compared with is the
+code. The list of the reference's bugs, B1 to B24, is that of its specification.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from triscale import cli, train_yolo3
+from triscale.config import to_dict
+from triscale.model import yolo
+from triscale.recipe import Recipe, load_recipe
+from triscale.recipes import recipe_names
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "triscale"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+SECTIONS = [field.name for field in dataclasses.fields(Recipe)]
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The code blocks of a language in a Markdown text."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
+
+
+def commands(document: str) -> list[list[str]]:
+    """The words of each `triscale` command line in the shell blocks of a Markdown text."""
+    lines = [line for block in blocks(document, "sh") for line in block.splitlines()]
+    split = [shlex.split(line, comments=True) for line in lines]
+    return [words for words in split if any("triscale" in word for word in words)]
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The arguments of a command line as its program reads them; SystemExit if it refuses them."""
+    for module in ("triscale.train_yolo3", "triscale"):
+        if module in words and words[words.index(module) - 1] == "-m":
+            words = [module, *words[words.index(module) + 1 :]]
+    program, *rest = words
+    return (train_yolo3 if program == "triscale.train_yolo3" else cli)._parser().parse_args(rest)
+
+
+def rows(document: str) -> list[list[str]]:
+    """The cells of each table row in a Markdown text."""
+    lines = [line for line in document.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def snippet(source: str, folder: Path) -> ModuleType:
+    """Python from a document, imported."""
+    path = folder / "snippet.py"
+    path.write_text(source, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("snippet", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ("", []),
+        ("```sh\nmake demo\n```\n```python\ntriscale no\n```\n", []),
+        ("```sh\ntriscale eval a b # c\n```\n", [["triscale", "eval", "a", "b"]]),
+    ],
+)
+def test_commands_are_found(document: str, expected: list[list[str]]) -> None:
+    assert commands(document) == expected
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/recipes.md"])
+def test_commands_parse(name: str) -> None:
+    found = commands(text(name))
+    assert found
+    for words in found:
+        arguments = parse(words)
+        recipe = getattr(arguments, "recipe", None) or "small"
+        load_recipe(recipe, overrides=getattr(arguments, "overrides", []))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["triscale", "train", "data", "--epoch-count", "3"],
+        ["torchrun", "--nproc-per-node", "2", "-m", "triscale", "train", "data", "--bogus"],
+        ["python", "-m", "triscale.train_yolo3", "--bogus"],
+    ],
+)
+def test_wrong_commands_do_not_parse(words: list[str]) -> None:
+    with pytest.raises((SystemExit, ValueError)):
+        parse(words)
+
+
+def test_every_flag_is_described() -> None:
+    """README shows each flag of `triscale` at least once."""
+    (subparsers,) = [a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    for name, parser in subparsers.choices.items():
+        for action in parser._actions:
+            for flag in action.option_strings:
+                if flag not in ("-h", "--help"):
+                    assert flag in text("README.md"), f"{name} {flag}"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_recipe_keys(section: str) -> None:
+    """docs/recipes.md has each key once, with its default, and no other."""
+    part = re.search(rf"^## \[{section}\]$(.*?)(?=^## |\Z)", text("docs/recipes.md"), re.M | re.S)
+    assert part, section
+    written = {key: default for key, default, meaning in rows(part[1])[1:] if meaning}
+    values = getattr(Recipe(), section)
+    expected = {f"`{k}`": f"`{json.dumps(v)}`" for k, v in to_dict(values).items()}
+    assert len(rows(part[1])) == len(expected) + 1
+    assert written == expected
+
+
+def test_recipe_sections() -> None:
+    assert re.findall(r"^## \[(\w+)\]$", text("docs/recipes.md"), re.M) == SECTIONS
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_named_keys_exist(path: Path) -> None:
+    """What a document names in code type as `section.key` is a key of a recipe."""
+    spans = re.findall(r"`(?:--set )?([a-z_]+)\.([a-z_]+)(?:=[^`]*)?`", path.read_text("utf-8"))
+    for section, key in spans:
+        if section in SECTIONS and key not in ("py", "yaml", "txt"):  # files
+            assert hasattr(getattr(Recipe(), section), key), f"{section}.{key}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_named_files_exist(path: Path) -> None:
+    """Links lead to files; Python files in code type exist in the package."""
+    document = path.read_text("utf-8")
+    for link in re.findall(r"\]\((?!http)([^)#]+)", document):
+        assert (path.parent / link).exists(), link
+    for name in re.findall(r"`((?:\w+/)?\w+\.py)`", document):
+        new = name in ("model/plain.py", "util.py", "train_yolo3.py")  # proposed, refused, ours
+        assert new or (PACKAGE / name).is_file(), name
+
+
+def test_differences() -> None:
+    """Each of the reference's 24 bugs has a full row: what, what instead, why, how to get it."""
+    table = [cells for cells in rows(text("docs/differences.md")) if re.match(r"B\d+$", cells[0])]
+    assert [cells[0] for cells in table] == [f"B{n}" for n in range(1, 25)]
+    for cells in table:
+        assert len(cells) == 5, cells[0]
+        assert all(len(cell) > 5 for cell in cells[1:4]), cells[0]
+        assert cells[4], cells[0]
+
+
+def test_recipe_table() -> None:
+    """README names the shipped recipes with their networks."""
+    part = text("README.md").split("\n## Recipes\n")[1].split("\n## ")[0]
+    written = {cells[0]: cells[1] for cells in rows(part)[1:]}
+    assert written == {f"`{n}`": load_recipe(n).model.backbone for n in recipe_names()}
+
+
+def test_readme_imports() -> None:
+    """The names that README's Python imports exist, and are not modules of the same name."""
+    trees = [ast.parse(block) for block in blocks(text("README.md"), "python")]
+    imports = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    assert imports
+    for node in imports:
+        for alias in node.names:
+            value = getattr(importlib.import_module(str(node.module)), alias.name)
+            assert callable(value), alias.name
+
+
+def test_backbone_snippet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backbone in ARCHITECTURE.md fits the detector."""
+    (source,) = blocks(text("ARCHITECTURE.md"), "python")
+    assert len(re.findall(r"^ .*\S", source, re.M)) <= 20
+    plain = snippet(source, tmp_path).Plain
+    monkeypatch.setattr(yolo, "build_backbone", lambda name: {"plain": plain}[name](8))
+    config = yolo.ModelConfig(backbone="plain", init="kaiming")
+    model = yolo.build_model(config, 2, generator=torch.Generator().manual_seed(0))
+    predictions = model(torch.zeros(1, 3, 70, 64))
+    # ceil(70 / 32) = 3 rows of 2 cells, 5 of 4, 9 of 8, three anchors each
+    assert predictions.classes.shape == (1, 3 * (3 * 2 + 5 * 4 + 9 * 8), 2)
+    assert torch.isfinite(predictions.objectness).all()
+
+
+def test_layers() -> None:
+    """The layers in ARCHITECTURE.md name each module once, and imports only go downwards."""
+    (block,) = blocks(text("ARCHITECTURE.md"), "layers")
+    layer = {name: n for n, line in enumerate(block.splitlines()) for name in line.split()}
+    files = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert len(layer) == len(block.split())
+    assert set(layer) ^ set(files) == set()
+    for name, path in files.items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not node.module:
+                continue
+            for alias in node.names:
+                for module in (node.module, f"{node.module}.{alias.name}"):
+                    used = module.removeprefix("triscale.")
+                    if module.startswith("triscale.") and used in layer:
+                        assert layer[name] <= layer[used], f"{name} imports {used}"

@@ -1,0 +1,227 @@
+"""The optimiser's rule against the reference's weights, and its state across a restart."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from triscale.errors import UserError
+from triscale.optim import (
+    SGD,
+    OptimConfig,
+    load_state_tensors,
+    parameter_groups,
+    set_lr,
+    state_tensors,
+)
+
+
+def small_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> SGD:
+    return SGD(parameter_groups(model, config), lr=config.lr, momentum=config.momentum)
+
+
+def train(model: nn.Module, optimizer: SGD, steps: range) -> None:
+    for i in steps:
+        images = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(i))
+        optimizer.zero_grad()
+        model(images).square().sum().backward()
+        set_lr(optimizer, 0.01 / (i + 1))
+        optimizer.step()
+
+
+def by_hand(
+    w: Tensor, grads: list[Tensor], rates: list[float], *, momentum: float, weight_decay: float
+) -> list[Tensor]:
+    """The weights after each step, in float64."""
+    w, v, path = w.double(), torch.zeros_like(w).double(), []
+    for grad, lr in zip(grads, rates, strict=True):
+        v = momentum * v - lr * (grad.double() + weight_decay * w)
+        w = w + v
+        path.append(w)
+    return path
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("decay", [True, False])
+def test_golden_path(decay: bool, golden: Path) -> None:
+    """Six steps with two drops of the rate; torch.optim.SGD leaves this path at the first."""
+    arrays = np.load(golden / "optim.npz")
+    w = nn.Parameter(torch.from_numpy(arrays["w0"]))
+    weight_decay = float(arrays["wd"]) if decay else 0.0
+    optimizer = SGD([w], lr=1.0, momentum=float(arrays["momentum"]), weight_decay=weight_decay)
+    for i, lr in enumerate(arrays["lrs"]):
+        w.grad = torch.from_numpy(arrays["grads"][i] / int(arrays["batch_size"]))
+        set_lr(optimizer, float(lr))
+        optimizer.step()
+        np.testing.assert_allclose(
+            w.detach().numpy(), arrays[f"w_after_wdmult{int(decay)}"][i], rtol=1e-6, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_rule(weight_decay: float) -> None:
+    rng = torch.Generator().manual_seed(3)
+    starts = [torch.randn(shape, generator=rng) for shape in ((), (3,), (2, 3))]
+    grads = [[torch.randn(s.shape, generator=rng) for _ in range(4)] for s in starts]
+    params = [nn.Parameter(s.clone()) for s in starts]
+    rates = [0.5, 0.5, 0.05, 0.0]
+    optimizer = SGD(params, lr=9.0, momentum=0.8, weight_decay=weight_decay)
+    for i, lr in enumerate(rates):
+        for param, own in zip(params, grads, strict=True):
+            param.grad = own[i]
+        set_lr(optimizer, lr)
+        optimizer.step()
+    for param, start, own in zip(params, starts, grads, strict=True):
+        path = by_hand(start, own, rates, momentum=0.8, weight_decay=weight_decay)
+        torch.testing.assert_close(param.detach().double(), path[-1], rtol=1e-6, atol=1e-6)
+
+
+def test_equals_torch_while_the_rate_is_constant() -> None:
+    ours, theirs = small_model(), small_model()
+    config = OptimConfig(lr=0.01, weight_decay=0.1)
+    a = make_optimizer(ours, config)
+    b = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+    for i in range(4):
+        images = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(i))
+        for model, optimizer in ((ours, a), (theirs, b)):
+            optimizer.zero_grad()
+            model(images).square().sum().backward()
+            optimizer.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_parameters_without_gradient_stay() -> None:
+    still, moving = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = SGD([still, moving], lr=0.1, weight_decay=0.5)
+    optimizer.step()  # nothing has a gradient yet
+    moving.grad = torch.ones(2)
+    optimizer.step()
+    assert still.tolist() == [1, 1]
+    torch.testing.assert_close(moving.detach(), torch.full((2,), 0.85))
+
+
+@pytest.mark.parametrize(("no_wd", "expected"), [(False, [(5, 0.2)]), (True, [(2, 0.2), (3, 0.0)])])
+def test_parameter_groups(no_wd: bool, expected: list[tuple[int, float]]) -> None:
+    groups = parameter_groups(small_model(), OptimConfig(weight_decay=0.2, no_wd=no_wd))
+    assert [(len(group["params"]), group["weight_decay"]) for group in groups] == expected
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = small_model()
+    model[0].requires_grad_(False)
+    (group,) = parameter_groups(model, OptimConfig())
+    assert len(group["params"]) == 4
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ("yolo3_darknet53_voc", 147),
+        ("yolo3_mobilenet1.0_voc", 97),
+        ("yolo3_mobilenet0.25_coco", 97),
+    ],
+)
+def test_golden_no_wd_names(network: str, expected: int, golden: Path) -> None:
+    """Dimensions tell the same tensors apart as the reference's pattern of names."""
+    with gzip.open(golden / "param_names.json.gz") as file:
+        rows = json.load(file)[network]["params"]
+    model = nn.ParameterDict(
+        {
+            name.replace(".", "/"): nn.Parameter(torch.empty(shape, device="meta"))
+            for name, shape, grad_req, *_ in rows
+            if grad_req == "write"
+        }
+    )
+    _, spared = parameter_groups(model, OptimConfig(no_wd=True))
+    ids = {id(param) for param in spared["params"]}
+    got = {name for name, param in model.items() if id(param) in ids}
+    assert len(got) == expected
+    assert got == {name for name in model if name.endswith(("beta", "gamma", "bias"))}
+
+
+def test_exact_resume() -> None:
+    config = OptimConfig(lr=0.01, no_wd=True)
+    straight = small_model()
+    train(straight, make_optimizer(straight, config), range(6))
+
+    first = small_model()
+    optimizer = make_optimizer(first, config)
+    train(first, optimizer, range(3))
+    saved = {name: tensor.clone() for name, tensor in state_tensors(optimizer, first).items()}
+    assert sorted(saved) == sorted(f"velocity.{name}" for name, _ in first.named_parameters())
+
+    second = small_model()
+    second.load_state_dict(first.state_dict())
+    optimizer = make_optimizer(second, config)
+    load_state_tensors(optimizer, second, saved | {"ema.x": torch.ones(1)})
+    train(second, optimizer, range(3, 6))
+    for p, q in zip(straight.parameters(), second.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_state_before_the_first_step_is_zero() -> None:
+    model = small_model()
+    state = state_tensors(make_optimizer(model, OptimConfig()), model)
+    assert len(state) == 5
+    assert all(tensor.count_nonzero() == 0 for tensor in state.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "'velocity.0.weight' is in the model but not in the state"),
+        ({"velocity.9.weight": (1,)}, "'velocity.9.weight' is in the state but not in the model"),
+        ({"velocity.1.bias": (7,)}, r"'velocity.1.bias' has shape \(7,\), expected \(4,\)"),
+    ],
+    ids=["missing", "unknown", "shape"],
+)
+def test_load_refuses(change: dict[str, tuple[int, ...]], message: str) -> None:
+    model = small_model()
+    optimizer = make_optimizer(model, OptimConfig())
+    state = state_tensors(optimizer, model) if change else {}
+    wrong = {name: torch.ones(shape) for name, shape in change.items()}
+    with pytest.raises(UserError, match=f"^optimiser state: {message}"):
+        load_state_tensors(optimizer, model, state | wrong)
+
+
+def test_with_gradient_scaler() -> None:
+    """The scaler divides the gradients first, and leaves out a step whose gradients overflow."""
+    w = nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = SGD([w], lr=0.1, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for factor, expected in ((1.0, [0.9, 1.9]), (float("inf"), [0.9, 1.9]), (1.0, [0.71, 1.71])):
+        optimizer.zero_grad()
+        scaler.scale((w * factor).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        torch.testing.assert_close(w.detach(), torch.tensor(expected))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("lr", float("inf")),
+        ("momentum", 1.0),
+        ("momentum", -0.1),
+        ("weight_decay", -1e-4),
+        ("weight_decay", float("nan")),
+    ],
+)
+def test_config_refuses(key: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"^optim\.{key}: expected .*number.*, got {value}$"):
+        OptimConfig(**{key: value})

@@ -1,0 +1,107 @@
+"""Recipes: the shipped ones, their way to a file and back, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from triscale.errors import UserError
+from triscale.model.yolo import build_model
+from triscale.recipe import Recipe, dump_recipe, load_recipe
+from triscale.recipes import recipe_names, recipe_text
+
+NAMES = ["bof", "demo", "gluoncv-coco", "gluoncv-voc", "small"]
+
+
+def test_shipped() -> None:
+    assert recipe_names() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_loads_builds_and_returns(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    model = build_model(recipe.model, 3, generator=torch.Generator())
+    assert model.num_classes == 3
+    assert len(model.anchors) == len(model.head.outputs)
+    path = tmp_path / "recipe.toml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(path) == recipe
+    assert recipe_text(name).startswith("#"), "a recipe opens with what it is for"
+
+
+def test_gluoncv_voc_is_the_published_command() -> None:
+    """The flags of the model zoo's darknet53_voc log: scripts/detection/yolo in GluonCV."""
+    recipe = load_recipe("gluoncv-voc")
+    assert (recipe.train.epochs, recipe.train.batch_size, recipe.train.seed) == (200, 64, 233)
+    assert (recipe.optim.lr, recipe.optim.momentum, recipe.optim.weight_decay) == (1e-3, 0.9, 5e-4)
+    assert (recipe.schedule.mode, recipe.schedule.decay_epochs) == ("step", (160, 180))
+    assert (recipe.schedule.warmup_epochs, recipe.train.syncbn) == (4, True)
+    assert not recipe.augment.mixup
+    assert not recipe.loss.label_smooth
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    (tmp_path / "empty.toml").touch()
+    assert load_recipe(tmp_path / "empty.toml") == Recipe()
+
+
+def test_overrides_the_last_one_wins() -> None:
+    recipe = load_recipe(
+        "small", overrides=["train.epochs=7", "augment.mixup=true", "train.epochs=9"]
+    )
+    assert recipe.train.epochs == 9
+    assert recipe.augment.mixup
+    assert recipe.optim == load_recipe("small").optim
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["trian.epochs=1"], "unknown key 'trian'; did you mean 'train'?"),
+        (["train.epoch=1"], "train: unknown key 'epoch'; did you mean 'epochs'?"),
+        (["train.epochs=many"], "train.epochs: expected a whole number, got 'many'"),
+        (["train.epochs=true"], "train.epochs: expected a whole number, got True"),
+        (["train.epochs=0"], "train.epochs: expected at least 1, got 0"),
+        (["train.size=31"], "train.size: expected at least 32 pixels, got 31"),
+        (["train.seed=-1"], "train.seed: expected at least 0, got -1"),
+        (["train.precision=fp8"], "train.precision: expected one of 'fp32', 'bf16', 'fp16'"),
+        (["optim.lr=nan"], "optim.lr: expected a positive number, got nan"),
+        (["optim.lr=inf"], "optim.lr: expected a positive number, got inf"),
+        (["optim.weight_decay=nan"], "optim.weight_decay: expected 0 or a positive number"),
+        (["schedule.target_lr=nan"], "schedule.target_lr: expected 0 or a positive number"),
+        (["augment.flip=nan"], "augment.flip: expected a probability, got nan"),
+        (["loss.ignore_iou=nan"], "loss.ignore_iou: expected a number above 0"),
+        (["model.objectness_prior=nan"], "model.objectness_prior: expected at least 0"),
+        (["decode.score_threshold=nan"], "decode.score_threshold: expected 0 <= x < 1"),
+        (["evaluate.iou=nan"], "evaluate.iou: expected between 0 and 1, got nan"),
+        (["checkpoint.every_minutes=nan"], "checkpoint: expected keep >= 1"),
+        (["checkpoint.keep=0"], "checkpoint: expected keep >= 1"),
+    ],
+)
+def test_refused(overrides: list[str], text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("small", overrides=overrides)
+    assert str(caught.value).startswith(text)
+
+
+def test_a_mistake_in_a_file_names_it_even_with_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[trian]\nepochs = 1\n")
+    for overrides in ([], ["train.size=64"]):
+        with pytest.raises(UserError, match=rf"^{path}: unknown key 'trian'"):
+            load_recipe(path, overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("smal", "no recipe or recipe file 'smal'; did you mean 'small'?"),
+        ("nowhere/mine.toml", "nowhere/mine.toml: can't be read"),
+    ],
+)
+def test_no_such_recipe(name: str, text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(name)
+    assert str(caught.value).startswith(text)

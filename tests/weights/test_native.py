@@ -1,0 +1,150 @@
+"""Weights files: what is in them, and that a wrong one is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from triscale.errors import UserError
+from triscale.model.yolo import ModelConfig, YOLOv3, build_model
+from triscale.weights.native import (
+    WeightsInfo,
+    load_state,
+    load_weights,
+    save_tensors,
+    save_weights,
+)
+
+CONFIG = ModelConfig(backbone="mobilenet0.1", init="kaiming", objectness_prior=0.01)
+INFO = WeightsInfo(("cat", "côté"), CONFIG, 96, {"decode": {"keep": 10}})
+
+
+@pytest.fixture(scope="module")
+def model() -> YOLOv3:
+    return build_model(CONFIG, 2, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def weights(model: YOLOv3, tmp_path: Path) -> Path:
+    save_weights(tmp_path / "w.safetensors", model, INFO)
+    return tmp_path / "w.safetensors"
+
+
+def test_round_trip(model: YOLOv3, weights: Path) -> None:
+    loaded, info = load_weights(weights)
+    assert info == INFO
+    assert not loaded.training
+    assert loaded.anchors == model.anchors
+    expected = model.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    assert all(torch.equal(t, expected[name]) for name, t in loaded.state_dict().items())
+
+
+def test_the_file_is_plain_safetensors(model: YOLOv3, weights: Path) -> None:
+    """Read with the library's own numpy reader: names, values and the header as documented."""
+    with safe_open(weights, framework="numpy") as file:
+        header = file.metadata()
+        kernel = file.get_tensor("head.outputs.0.weight")
+    np.testing.assert_array_equal(kernel, model.state_dict()["head.outputs.0.weight"].numpy())
+    assert json.loads(header["classes"]) == ["cat", "côté"]
+    assert json.loads(header["size"]) == 96
+    assert len(json.loads(header["anchors"])) == 3
+    assert header.keys() == {"format", "classes", "model", "anchors", "size", "recipe"}
+
+
+def test_memory_order_is_not_stored(model: YOLOv3, weights: Path) -> None:
+    again = weights.with_name("again.safetensors")
+    save_weights(again, model.to(memory_format=torch.channels_last), INFO)
+    kernel = load_weights(again)[0].head.outputs[0].weight
+    assert isinstance(kernel, torch.Tensor)
+    assert kernel.is_contiguous()
+    assert torch.equal(kernel, load_weights(weights)[0].head.outputs[0].weight)
+
+
+def test_others_may_read_it(weights: Path) -> None:
+    (weights.parent / "plain").touch()
+    assert weights.stat().st_mode == (weights.parent / "plain").stat().st_mode
+
+
+def test_a_folder_that_cannot_be_written_is_an_oserror(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Not a directory"):
+        save_tensors(tmp_path / "file" / "w.safetensors", {"a": torch.zeros(1)}, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "not a whole safetensors file"),
+        (b"PK\x03\x04 a pickled checkpoint", "not a whole safetensors file"),
+        (None, "can't be read"),
+    ],
+)
+def test_unreadable(content: bytes | None, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=text) as caught:
+        load_weights(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0.001, 0.5, 0.999])
+def test_truncated(keep: float, weights: Path) -> None:
+    content = weights.read_bytes()
+    weights.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        load_weights(weights)
+
+
+def test_foreign(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"expected a weights file of triscale .* not stated"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("classes", None, "the header is damaged"),
+        ("classes", "[", "the header is damaged"),
+        ("classes", "5", "the header is damaged"),
+        ("model", "[]", "the header is damaged"),
+        ("model", '{"spine": 1}', "unknown key 'spine'"),
+        ("model", '{"backbone": "resnet"}', "unknown network 'resnet'"),
+        ("size", '"wide"', "the header is damaged"),
+    ],
+)
+def test_wrong_header(key: str, text: str | None, message: str, weights: Path) -> None:
+    with safe_open(weights, framework="pt") as file:
+        header = dict(file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+    if text is None:
+        del header[key]
+    else:
+        header[key] = text
+    save_tensors(weights, tensors, header)
+    with pytest.raises(UserError, match=message):
+        load_weights(weights)
+
+
+def test_tensors_that_do_not_fit(model: YOLOv3) -> None:
+    tensors = dict(model.state_dict())
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    less = {name: t for name, t in tensors.items() if name != "head.outputs.0.bias"}
+    for wrong in (
+        {},
+        less,
+        tensors | {"extra": torch.zeros(1)},
+        tensors | {"head.outputs.0.bias": torch.zeros(3)},
+    ):
+        with pytest.raises(UserError, match=r"^there: \d+ tensors do not fit the network"):
+            load_state(model, wrong, source="there")
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-import triscale
 from triscale.anchors import Grid, make_grid
 from triscale.assign import assign, ignored
-from triscale.checkpoint import State, fingerprint, load_state, save_state
+from triscale.checkpoint import fingerprint, save_state
 from triscale.config import to_dict
 from triscale.data.index import Index
-from triscale.data.loader import load, make_loader
+from triscale.data.loader import make_loader
 from triscale.data.open import Data
 from triscale.data.plan import Plan, PlanSampler, subset
 from triscale.decode import decode_boxes
@@ -35,7 +33,6 @@ from triscale.distributed import (
     sum_tensor,
     synchronise_batch_norm,
 )
-from triscale.draw import draw_detections, draw_truth, write_picture
 from triscale.errors import UserError
 from triscale.evaluation import Evaluation, choose_metric, evaluate
 from triscale.files import write_atomically
@@ -43,13 +40,20 @@ from triscale.interrupt import Interrupted, stop_requests
 from triscale.log import LOSSES, Meter, Narrator, RunLog
 from triscale.loss import LossConfig, yolo_loss
 from triscale.model.yolo import YOLOv3, build_model
-from triscale.optim import SGD, load_state_tensors, parameter_groups, set_lr, state_tensors
+from triscale.optim import SGD, parameter_groups, set_lr
 from triscale.pixels import network_input
+from triscale.progress import Progress, restore, snapshot
 from triscale.recipe import Recipe, dump_recipe
+from triscale.reporting import (
+    eval_line,
+    require_finite,
+    train_line,
+    train_record,
+    write_pictures,
+)
 from triscale.schedule import learning_rate
 from triscale.types import Batch, Losses
 from triscale.weights.native import WeightsInfo, save_weights
-from triscale.weights.native import load_state as load_model
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -60,17 +64,6 @@ class Result(NamedTuple):
     run: Path
     best: float  # best mAP; -1 if there was no validation
     last: Evaluation | None  # the newest validation of this process's lifetime
-
-
-@dataclass
-class Progress:
-    """What changes from step to step besides the weights, and is part of a checkpoint."""
-
-    step: int  # steps done
-    losses: Tensor  # (4,) float64, on the device: sums over the steps of this epoch
-    steps: int = 0  # of this epoch that are in `losses`
-    best: float = -1.0  # best mAP so far
-    best_lines: tuple[str, ...] = ()  # of best_map.log
 
 
 def train(
@@ -117,7 +110,7 @@ def train(
             torch.zeros(len(LOSSES), dtype=torch.float64, device=device),
         )
         if resume:
-            _restore(run, identity, now, model, optimizer, scaler, narrator)
+            restore(run, identity, now, model, optimizer, scaler, narrator)
         log = None
         if processes.is_main:
             run.mkdir(parents=True, exist_ok=True)
@@ -126,7 +119,7 @@ def train(
 
         def save() -> None:
             if processes.is_main:
-                state = _snapshot(identity, now, model, optimizer, scaler)
+                state = snapshot(identity, now, model, optimizer, scaler)
                 save_state(run / "last", state, keep=recipe.checkpoint.keep)
 
         # --- the loop ---
@@ -191,11 +184,14 @@ def train(
             end_of_epoch = now.step == plan.first_step(epoch + 1)
             in_epoch = now.step - plan.first_step(epoch)
             if end_of_epoch or in_epoch % config.log_interval == 0:
-                record = _train_record(now, epoch, rate, meter, processes)
+                means = (
+                    sum_tensor(now.losses, processes) / now.steps
+                ).tolist()  # waits for the device
+                record = train_record(means, now.step, epoch=epoch, rate=rate, meter=meter)
                 shown = record["loss"]
                 if log:
                     log.write(record)
-                narrator.say(_train_line(record))
+                narrator.say(train_line(record))
             if end_of_epoch:
                 now.losses.zero_()
                 now.steps = 0
@@ -215,7 +211,7 @@ def train(
                         processes=processes,
                     )
                     score = f"_{last.mean:.4f}"
-                    narrator.say(_eval_line(last, epoch))
+                    narrator.say(eval_line(last, epoch))
                     if log:
                         log.write(
                             {
@@ -225,7 +221,7 @@ def train(
                                 "metrics": last.metrics(),
                             }
                         )
-                        _write_pictures(run / "predictions", data.val, last, config.pictures)
+                        write_pictures(run / "predictions", data.val, last, config.pictures)
                     if last.mean > now.best:
                         now.best = last.mean
                         now.best_lines += (f"{epoch:04d}:\t{last.mean:.4f}",)
@@ -237,6 +233,7 @@ def train(
                     save_weights(run / f"epoch_{epoch:04d}{score}.safetensors", model, info)
             stopping = stop()
             if end_of_epoch or stopping or _save_due(recipe, now.step, saved_at):
+                require_finite(now.losses.tolist(), now.step, epoch)
                 save()
                 saved_at = time.monotonic()
             if end_of_epoch:
@@ -308,100 +305,3 @@ def _save_due(recipe: Recipe, step: int, saved_at: float) -> bool:
     every = recipe.checkpoint
     by_steps = every.every_steps > 0 and step % every.every_steps == 0
     return by_steps or 0 < every.every_minutes * 60 <= time.monotonic() - saved_at
-
-
-def _train_record(
-    now: Progress, epoch: int, rate: float, meter: Meter, processes: Processes
-) -> dict[str, Any]:
-    """A line of log.jsonl: means since the epoch began. Reading the losses waits for the device."""
-    means = (sum_tensor(now.losses, processes) / now.steps).tolist()
-    if not all(map(math.isfinite, means)):
-        raise UserError(
-            f"step {now.step} (epoch {epoch}): the loss is no longer a finite number "
-            f"({', '.join(f'{n} {v:g}' for n, v in zip(LOSSES, means, strict=True))}); nothing was "
-            "saved since. Try a lower learning rate (--set optim.lr=...) or a longer warm-up "
-            "(--set schedule.warmup_epochs=...)"
-        )
-    return {
-        "kind": "train",
-        "step": now.step,
-        "epoch": epoch,
-        "lr": rate,
-        "loss": sum(means),
-        **dict(zip(LOSSES, means, strict=True)),
-        "images_per_second": round(meter.images_per_second(), 2),
-        "data_seconds": round(meter.data_seconds, 3),
-    }
-
-
-def _train_line(record: dict[str, Any]) -> str:
-    terms = " ".join(f"{name} {record[name]:.3f}" for name in LOSSES)
-    return (
-        f"[epoch {record['epoch']}] step {record['step']} lr {record['lr']:.2e} "
-        f"loss {record['loss']:.3f} ({terms}) {record['images_per_second']:.1f} img/s, "
-        f"waited {record['data_seconds']:.1f} s for data"
-    )
-
-
-def _eval_line(evaluation: Evaluation, epoch: int) -> str:
-    classes = ", ".join(f"{name} {ap:.3f}" for name, ap in evaluation.per_class.items())
-    return f"[epoch {epoch}] {evaluation.metric} mAP {evaluation.mean:.4f} ({classes})"
-
-
-def _snapshot(
-    identity: dict[str, Any],
-    now: Progress,
-    model: YOLOv3,
-    optimizer: SGD,
-    scaler: torch.amp.GradScaler,
-) -> State:
-    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    values = {
-        **identity,
-        "losses": now.losses.tolist(),
-        "steps": now.steps,
-        "best": now.best,
-        "best_lines": now.best_lines,
-        "scaler": scaler.state_dict(),
-        "versions": {"triscale": triscale.__version__, "torch": torch.__version__},
-    }
-    return State(now.step, weights | state_tensors(optimizer, model), values)
-
-
-def _restore(
-    run: Path,
-    identity: dict[str, Any],
-    now: Progress,
-    model: YOLOv3,
-    optimizer: SGD,
-    scaler: torch.amp.GradScaler,
-    narrator: Narrator,
-) -> None:
-    """Put the newest state of a run into everything that trains."""
-    state, damaged = load_state(run / "last")
-    for line in damaged:
-        narrator.say(f"warning: {line}")
-    for key, value in identity.items():
-        if state.values[key] != value:
-            what = "the training data" if key == "data" else f"train.{key}"
-            raise UserError(f"{run}: {what} changed since the run began; it can't go on exactly")
-    weights = {k[6:]: v for k, v in state.tensors.items() if k.startswith("model.")}
-    load_model(model, weights, source=str(run / "last"))
-    load_state_tensors(optimizer, model, state.tensors)
-    scaler.load_state_dict(state.values["scaler"])
-    now.step, now.steps = state.step, state.values["steps"]
-    now.losses += torch.tensor(state.values["losses"], dtype=now.losses.dtype).to(now.losses)
-    now.best, now.best_lines = state.values["best"], tuple(state.values["best_lines"])
-    narrator.say(f"resuming after step {state.step}")
-
-
-def _write_pictures(folder: Path, index: Index, evaluation: Evaluation, count: int) -> None:
-    """Some pictures of the split, evenly spread: true boxes in white, detections in colour."""
-    folder.mkdir(exist_ok=True)
-    for k in range(min(count, len(index))):
-        image = k * len(index) // min(count, len(index))
-        sample = load(index, image)
-        picture = draw_truth(sample.image, sample.boxes)
-        found = evaluation.detections[image]
-        picture = draw_detections(picture, found, classes=index.classes, min_score=0.3)
-        write_picture(folder / f"{index.ids[image]}.jpg", picture)

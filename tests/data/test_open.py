@@ -234,8 +234,9 @@ def test_describe(tmp_path: Path) -> None:
         f"coco data in {tmp_path}/a: 2 classes",
         "instances_train2017: 1 pictures, 1 boxes",
         "instances_val2017: 2 pictures, 2 boxes, 1 crowd, 1 pictures without objects",
-        "  cat        0        1",
-        "  dog        1        1",
+        "  boxes of  instances_train2017  instances_val2017",
+        "  cat                         0                  1",
+        "  dog                         1                  1",
     ]
 
 

@@ -162,6 +162,18 @@ def test_each_broken_label_is_an_error_or_one_skipped_line(
     np.testing.assert_array_equal(read.index.boxes, [[1, 2, 20, 10]] * (1 + kept))
 
 
+def test_a_line_for_each_unknown_class_not_for_each_of_its_objects(tmp_path: Path) -> None:
+    cat, ant = DOG.replace("dog", "cat"), DOG.replace("dog", "ant")
+    root = make(tmp_path, {"a": annotation(cat + DOG + cat), "b": annotation(ant + cat)})
+    with pytest.raises(DataError, match=r"^4 broken labels or pictures in a; ") as caught:
+        read_voc(root, "a", DataConfig(), classes=("dog",))
+    first, second = caught.value.problems
+    assert first.startswith(f"{root}/Annotations/a.xml: object 1 ('cat'): not one of the 1 classes")
+    assert first.endswith(" (and 2 more of this class)")
+    assert second.startswith(f"{root}/Annotations/b.xml: object 1 ('ant'): not one of")
+    assert "more" not in second
+
+
 def test_missing_and_broken_files_are_reported_together(tmp_path: Path) -> None:
     root = make(tmp_path, {name: annotation(DOG) for name in "abcd"})
     (root / "JPEGImages/a.jpg").unlink()

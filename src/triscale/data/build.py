@@ -9,6 +9,7 @@ label is an error, or, with `skip_bad`, a line in the report.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from triscale.data.index import Index, PackedStrings
 from triscale.data.options import DataConfig
 from triscale.errors import DataError, UserError
+
+_UNKNOWN = 4  # the fault of an object of no known class
 
 
 class Found(NamedTuple):
@@ -77,12 +80,13 @@ def finish(scans: Sequence[Scan], config: DataConfig, *, classes: tuple[str, ...
     Raises DataError if anything is broken and `config.skip_bad` is off; UserError for a split
     without pictures.
     """
-    reads = [_pack(scan, classes, config.inclusive_boxes) for scan in scans]
+    packed = [_pack(scan, classes, config.inclusive_boxes) for scan in scans]
+    reads = [read for read, _ in packed]
     problems = [line for read in reads for line in read.skipped]
     if problems and not config.skip_bad:
         splits = " and ".join(scan.name for scan in scans)
         raise DataError(
-            f"{len(problems)} broken labels or pictures in {splits}; "
+            f"{sum(broken for _, broken in packed)} broken labels or pictures in {splits}; "
             "mend them, or skip just those with --set data.skip_bad=true",
             problems,
         )
@@ -119,8 +123,8 @@ def class_numbers(names: Iterable[str], classes: Sequence[str]) -> dict[str, int
     return numbers
 
 
-def _pack(scan: Scan, classes: tuple[str, ...], inclusive: bool) -> Read:
-    """The Index of the usable objects, and the lines about everything else."""
+def _pack(scan: Scan, classes: tuple[str, ...], inclusive: bool) -> tuple[Read, int]:
+    """The usable objects with lines about everything else, and how much that is."""
     pictures, convention = scan.pictures, scan.convention
     objects = [found for picture in pictures for found in picture.objects]
     owner = np.repeat(np.arange(len(pictures)), [len(p.objects) for p in pictures])
@@ -141,10 +145,16 @@ def _pack(scan: Scan, classes: tuple[str, ...], inclusive: bool) -> Read:
     boxes = (edges - (0, 0, inclusive, inclusive)).astype(np.float32)  # float32 is what must hold
     vanished = (boxes[:, 2:] <= boxes[:, :2]).any(1)
 
-    faults = np.select([~finite, flat, outside, vanished, labels < 0], [1, 2, 3, 2, 4], 0)
+    faults = np.select([~finite, flat, outside, vanished, labels < 0], [1, 2, 3, 2, _UNKNOWN], 0)
     problems = list(scan.problems)
+    strangers = Counter(objects[i].name for i in np.flatnonzero(faults == _UNKNOWN))
     for i in np.flatnonzero(faults):
         line = _problem(pictures[owner[i]], objects[i], int(faults[i]), convention, len(classes))
+        if faults[i] == _UNKNOWN:  # the first one speaks for all of its class
+            others = strangers.pop(objects[i].name, 0) - 1
+            if others < 0:
+                continue
+            line += f" (and {others} more of this class)" if others else ""
         problems.append(line)
 
     keep = np.equal(faults, 0)
@@ -165,7 +175,7 @@ def _pack(scan: Scan, classes: tuple[str, ...], inclusive: bool) -> Read:
     )
     if scan.drop_empty and not counts.all():
         index = index.select(np.flatnonzero(counts))
-    return Read(index, tuple(problems))
+    return Read(index, tuple(problems)), len(scan.problems) + int(np.count_nonzero(faults))
 
 
 def _problem(

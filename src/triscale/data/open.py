@@ -118,9 +118,12 @@ def describe(data: Data) -> list[str]:
         parts += [f"{empty} pictures without objects"] if empty else []
         lines.append(f"{index.name}: {', '.join(parts)}")
     counts = [np.bincount(index.labels, minlength=len(data.classes)) for index in indices]
-    width = max(len(name) for name in data.classes)
-    for label, name in enumerate(data.classes):
-        lines.append(f"  {name:<{width}}" + "".join(f"{count[label]:>9}" for count in counts))
+    table = [("boxes of", *(index.name for index in indices))]
+    table += [(name, *(str(n[label]) for n in counts)) for label, name in enumerate(data.classes)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for name, *cells in table:
+        columns = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join(["", name.ljust(widths[0]), *columns]))
     return lines
 
 

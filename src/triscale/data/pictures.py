@@ -20,7 +20,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from triscale.errors import UserError
 
@@ -100,6 +100,8 @@ def _size(stream: BinaryIO, path: Path) -> tuple[int, int]:
             height, width, orientation = _png_header(stream)
         else:
             height, width, orientation = _other_header(stream)
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: not a picture: no JPEG, PNG, BMP, WebP or TIFF file") from error
     except (OSError, ValueError, struct.error, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a picture that can be read ({error})") from error
     if not 0 < height * width <= MAX_PIXELS:

@@ -1,0 +1,70 @@
+"""What a run reports: records for the log, lines for the terminal, pictures for the eye."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from triscale.data.index import Index
+from triscale.data.loader import load
+from triscale.draw import draw_detections, draw_truth, write_picture
+from triscale.errors import UserError
+from triscale.evaluation import Evaluation
+from triscale.log import LOSSES, Meter
+
+
+def train_record(
+    means: list[float], step: int, *, epoch: int, rate: float, meter: Meter
+) -> dict[str, Any]:
+    """A line of log.jsonl, from the mean losses since the epoch began; UserError if one is NaN."""
+    require_finite(means, step, epoch)
+    return {
+        "kind": "train",
+        "step": step,
+        "epoch": epoch,
+        "lr": rate,
+        "loss": sum(means),
+        **dict(zip(LOSSES, means, strict=True)),
+        "images_per_second": round(meter.images_per_second(), 2),
+        "data_seconds": round(meter.data_seconds, 3),
+    }
+
+
+def require_finite(losses: list[float], step: int, epoch: int) -> None:
+    """UserError if a loss is no longer a number: such a state must be neither logged nor saved."""
+    if not all(map(math.isfinite, losses)):
+        terms = ", ".join(f"{name} {v:g}" for name, v in zip(LOSSES, losses, strict=True))
+        raise UserError(
+            f"step {step} (epoch {epoch}): the loss is no longer a finite number ({terms}); "
+            "nothing was saved since. Try a lower learning rate (--set optim.lr=...) or a longer "
+            "warm-up (--set schedule.warmup_epochs=...)"
+        )
+
+
+def train_line(record: dict[str, Any]) -> str:
+    """A line of the log for people."""
+    terms = " ".join(f"{name} {record[name]:.3f}" for name in LOSSES)
+    return (
+        f"[epoch {record['epoch']}] step {record['step']} lr {record['lr']:.2e} "
+        f"loss {record['loss']:.3f} ({terms}) {record['images_per_second']:.1f} img/s, "
+        f"waited {record['data_seconds']:.1f} s for data"
+    )
+
+
+def eval_line(evaluation: Evaluation, epoch: int) -> str:
+    """A validation for people."""
+    classes = ", ".join(f"{name} {ap:.3f}" for name, ap in evaluation.per_class.items())
+    return f"[epoch {epoch}] {evaluation.metric} mAP {evaluation.mean:.4f} ({classes})"
+
+
+def write_pictures(folder: Path, index: Index, evaluation: Evaluation, count: int) -> None:
+    """Some pictures of the split, evenly spread: true boxes in white, detections in colour."""
+    folder.mkdir(exist_ok=True)
+    for k in range(min(count, len(index))):
+        image = k * len(index) // min(count, len(index))
+        sample = load(index, image)
+        picture = draw_truth(sample.image, sample.boxes)
+        found = evaluation.detections[image]
+        picture = draw_detections(picture, found, classes=index.classes, min_score=0.3)
+        write_picture(folder / f"{index.ids[image]}.jpg", picture)

@@ -54,8 +54,11 @@ def train_line(record: dict[str, Any]) -> str:
 
 def eval_line(evaluation: Evaluation, epoch: int) -> str:
     """A validation for people."""
+    line = f"[epoch {epoch}] {evaluation.metric} mAP {evaluation.mean:.4f}"
+    if len(evaluation.per_class) > 20:  # a screenful; the log has them all
+        return line
     classes = ", ".join(f"{name} {ap:.3f}" for name, ap in evaluation.per_class.items())
-    return f"[epoch {epoch}] {evaluation.metric} mAP {evaluation.mean:.4f} ({classes})"
+    return f"{line} ({classes})"
 
 
 def write_pictures(folder: Path, index: Index, evaluation: Evaluation, count: int) -> None:

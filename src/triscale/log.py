@@ -94,7 +94,7 @@ class Narrator:
         if self._enabled and self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=20),  # room for the note on 80 columns
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),

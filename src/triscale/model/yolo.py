@@ -168,10 +168,10 @@ def reclass(
 
 def _anchors(config: ModelConfig, num_strides: int) -> Anchors:
     anchors = config.anchors or (YOLO3_ANCHORS if num_strides == 3 else TINY_ANCHORS)
-    if len(anchors) != num_strides or not all(anchors):
+    if len(anchors) != num_strides or not anchors[0] or len({len(row) for row in anchors}) > 1:
         raise UserError(
-            f"model.anchors: {config.backbone} needs {num_strides} lists with at least one (w, h) "
-            f"each, for strides {', '.join(map(str, STRIDES[:num_strides]))}; got {anchors}"
+            f"model.anchors: {config.backbone} needs {num_strides} lists of equally many (w, h), "
+            f"for strides {', '.join(map(str, STRIDES[:num_strides]))}; got {anchors}"
         )
     return anchors
 

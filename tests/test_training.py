@@ -31,7 +31,8 @@ def test_files_of_a_run(trained: Path, data: Data) -> None:
     names = {p.name for p in trained.iterdir()}
     weights = {n for n in names if n.startswith("epoch_")}
     assert names - weights == {
-        *("recipe.toml", "log.jsonl", "best.safetensors", "best_map.log", "last", "predictions")
+        *("recipe.toml", "log.jsonl", "best.safetensors", "best_map.log", "last", "predictions"),
+        ".lock",
     }
     scores = {r["epoch"]: r["metrics"]["mAP"] for r in records(trained, "eval")}
     assert sorted(weights) == [f"epoch_{e:04d}_{scores[e]:.4f}.safetensors" for e in (0, 2)]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from triscale.data.index import Index
 from triscale.errors import UserError
-from triscale.files import write_atomically
+from triscale.files import remove_leftovers, write_atomically
 from triscale.weights.native import read_tensors, save_tensors
 
 
@@ -54,6 +54,18 @@ def save_state(folder: Path, state: State, *, keep: int) -> None:
     for old in sorted(folder.glob("step-*.json"))[:-keep]:
         old.unlink()  # first, so that a half-removed state is never taken for a whole one
         old.with_suffix(".safetensors").unlink(missing_ok=True)
+    for tensors in folder.glob("step-*.safetensors"):  # a killed process came no further
+        if not tensors.with_suffix(".json").exists():
+            tensors.unlink(missing_ok=True)
+    remove_leftovers(folder)
+
+
+def require_unused(run: Path) -> None:
+    """UserError if the folder holds a run that has got somewhere."""
+    if (run / "best.safetensors").exists() or any((run / "last").glob("step-*.json")):
+        raise UserError(
+            f"{run}: holds a run already; go on with --resume {run}, or choose another --out"
+        )
 
 
 def load_state(folder: Path) -> tuple[State, list[str]]:

@@ -30,11 +30,12 @@ def guarded(run: Callable[[], None]) -> int:
     """Call `run`; a mistake of the user's becomes one line on stderr and an exit code."""
     try:
         run()
-        sys.stdout.flush()  # here, where a closed pipe can still be caught
+        if sys.stdout is not None:  # closed: `>&-`
+            sys.stdout.flush()  # here, where a closed pipe can still be caught
     except UserError as error:
         return _fail(str(error), 2)
     except BrokenPipeError:  # `triscale ... | head`: nobody is listening any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except KeyboardInterrupt as error:
         return _fail(str(error) or "stopped", 130)
@@ -43,7 +44,7 @@ def guarded(run: Callable[[], None]) -> int:
             raise
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror}", 2)
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
         if "DataLoader worker" in str(error):  # torch raises it wherever the process happens to be
             return _fail(f"a data loading process died: {str(error).splitlines()[0]}", 2)
         if not _out_of_memory(error):
@@ -64,7 +65,8 @@ def _fail(text: str, code: int) -> int:
 def _out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: on the host numpy says so by type, torch only by text."""
     names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate" in str(error)
+    words = ("can't allocate", "Insufficient memory")  # of torch, of OpenCV
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or any(w in str(error) for w in words)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -138,9 +140,10 @@ def _train(arguments: argparse.Namespace) -> None:
         "train.device": arguments.device,
         "train.workers": arguments.workers,
         "train.seed": arguments.seed,
-        "train.init": arguments.init and json.dumps(arguments.init),  # a quoted TOML string
     }
     overrides = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    if arguments.init:  # quoted: a path may look like a number, or hold quotes itself
+        overrides.append(f"train.init={json.dumps(arguments.init, ensure_ascii=False)}")
     overrides += arguments.overrides
     if arguments.resume:
         given = ("data", "recipe", "out", "init", "batch_size", "seed")
@@ -206,6 +209,13 @@ def _predict(arguments: argparse.Namespace) -> None:
     if out:
         out.mkdir(parents=True, exist_ok=True)
     names = _unique_names(pictures)
+    if out:
+        targets = {(out / name).resolve() for name in names}
+        for path in pictures:
+            if path.resolve() in targets:
+                raise UserError(
+                    f"{path}: would be replaced; choose another folder than --out {out}"
+                )
     rows: list[tuple[str, ...]] = []
     for path, name in zip(pictures, names, strict=True):
         image = read_picture(path)
@@ -250,13 +260,16 @@ def _recipes(arguments: argparse.Namespace) -> None:
 
 def _unique_names(pictures: Sequence[Path]) -> list[str]:
     """A file name per picture; pictures of one name in several folders get a number."""
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     names: list[str] = []
     for path in pictures:
         suffix = path.suffix if path.suffix.lower() in (".jpg", ".jpeg", ".png") else ".jpg"
-        name = f"{path.stem}{suffix}"
-        taken[name] = taken.get(name, 0) + 1
-        names.append(name if taken[name] == 1 else f"{path.stem}-{taken[name]}{suffix}")
+        name, number = f"{path.stem}{suffix}", 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{path.stem}-{number}{suffix}"
+        taken.add(name.casefold())
+        names.append(name)
     return names
 
 

@@ -137,11 +137,13 @@ def detect_all(
     ]
     was_training = model.training
     model.eval()
-    with torch.inference_mode():
-        for batch in make_loader(index, draws, config=AugmentConfig(), workers=workers):
-            batches.append(detect(model(network_input(batch.to(device))), grid, decode))
-            on_batch()
-    model.train(was_training)
+    try:
+        with torch.inference_mode():
+            for batch in make_loader(index, draws, config=AugmentConfig(), workers=workers):
+                batches.append(detect(model(network_input(batch.to(device))), grid, decode))
+                on_batch()
+    finally:
+        model.train(was_training)
     share = Decoded(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
     every = Decoded(*(gather_interleaved(field, len(index), processes) for field in share))
     return detections(every, (size, size), original_sizes=torch.from_numpy(index.sizes))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
+
+from triscale.errors import UserError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -23,9 +27,33 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         _flush(temporary)
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None and error.errno:  # a full disk does not say what was written
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     _flush(path.parent)  # the rename itself
+
+
+@contextmanager
+def locked(folder: Path) -> Generator[None]:
+    """Hold `folder` for this process alone; UserError if another one has it.
+
+    The lock goes with the process, however it ends; the processes it forks do not share it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another process is at work in this folder") from error
+        yield
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process was writing."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -6,6 +6,8 @@ RGB, so the two are folded into one 3x4 matrix per picture and applied in one ba
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -26,8 +28,7 @@ def network_input(batch: Batch) -> Tensor:
     """
     size, height, width, _ = batch.images.shape
     device = batch.images.device
-    mean = torch.tensor(MEAN, device=device)
-    gain = 1 / (255 * torch.tensor(STD, device=device))
+    mean, gain = _constants(device)
     matrix = batch.colour[:, :, :3] * gain[:, None]  # (B, 3, 3)
     offset = (batch.colour[:, :, 3] - 255 * mean) * gain  # (B, 3)
     pixels = batch.images.reshape(size, height * width, 3).float()
@@ -36,6 +37,13 @@ def network_input(batch: Batch) -> Tensor:
     output = output.view(size, height, width, 3)
     output *= _inside(batch.rectangle, height, width)
     return output.permute(0, 3, 1, 2)
+
+
+@lru_cache  # a copy to a GPU in every step would wait for the step before
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(3,), (3,): the mean in 0..1, and one over the deviation in grey levels."""
+    with torch.inference_mode(False):  # whoever asks first, training can use them too
+        return torch.tensor(MEAN, device=device), 1 / (255 * torch.tensor(STD, device=device))
 
 
 def _inside(rectangle: Tensor, height: int, width: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from pathlib import Path
 
 import numpy as np
@@ -70,13 +71,13 @@ def find_weights(path: Path) -> Path:
     best = path / "best.safetensors"
     if best.is_file():
         return best
-    epochs = sorted(path.glob("epoch_*.safetensors"))
+    epochs = list(path.glob("epoch_*.safetensors"))
     if not epochs:
         raise UserError(
             f"{path}: expected a run folder with best.safetensors or epoch_*.safetensors, "
             "found neither"
         )
-    return epochs[-1]
+    return max(epochs, key=lambda file: int(re.split(r"[_.]", file.name)[1]))
 
 
 def find_pictures(sources: list[str]) -> list[Path]:
@@ -85,17 +86,22 @@ def find_pictures(sources: list[str]) -> list[Path]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            inside = sorted(p for p in path.rglob("*") if _is_picture(p))
         elif path.exists():
             inside = [path]
         else:
-            inside = [Path(p) for p in sorted(glob.glob(source, recursive=True))]
+            matches = (Path(p) for p in sorted(glob.glob(source, recursive=True)))
+            inside = [p for p in matches if _is_picture(p)]
         if not inside:
             raise UserError(
                 f"{source}: no picture found (a file, a folder or a pattern is expected)"
             )
         found.extend(inside)
     return found
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def _sample(image: str | Path | NDArray[np.uint8]) -> Sample:

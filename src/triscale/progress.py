@@ -70,7 +70,8 @@ def restore(
     weights = {k[6:]: v for k, v in state.tensors.items() if k.startswith("model.")}
     load_model(model, weights, source=str(run / "last"))
     load_state_tensors(optimizer, model, state.tensors)
-    scaler.load_state_dict(state.values["scaler"])
+    if state.values["scaler"]:  # empty: no fp16 so far
+        scaler.load_state_dict(state.values["scaler"])
     now.step, now.steps = state.step, state.values["steps"]
     now.losses += torch.tensor(state.values["losses"], dtype=now.losses.dtype).to(now.losses)
     now.best, now.best_lines = state.values["best"], tuple(state.values["best_lines"])

@@ -50,6 +50,12 @@ class TrainConfig:
         for name in ("seed", "workers", "start_epoch", "val_interval", "save_interval", "pictures"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name}: expected at least 0, got {getattr(self, name)}")
+        if self.start_epoch >= self.epochs:
+            raise UserError(
+                f"train.start_epoch: {self.start_epoch} is not before the end, {self.epochs}"
+            )
+        if self.seed >= 2**63:
+            raise UserError(f"train.seed: expected less than 2**63, got {self.seed}")
         if self.size < 32:
             raise UserError(f"train.size: expected at least 32 pixels, got {self.size}")
 

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from triscale.data.index import Index
 from triscale.data.loader import load
 from triscale.draw import draw_detections, draw_truth, write_picture
@@ -40,6 +42,12 @@ def require_finite(losses: list[float], step: int, epoch: int) -> None:
             "nothing was saved since. Try a lower learning rate (--set optim.lr=...) or a longer "
             "warm-up (--set schedule.warmup_epochs=...)"
         )
+
+
+def require_finite_weights(model: nn.Module, step: int, epoch: int) -> None:
+    """UserError if a weight is no longer a number, which a loss shows only one step later."""
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        require_finite([math.nan] * len(LOSSES), step, epoch)
 
 
 def train_line(record: dict[str, Any]) -> str:

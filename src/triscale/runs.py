@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from triscale.checkpoint import require_unused
 from triscale.config import apply_override, build
 from triscale.data.open import Data, describe, open_dataset
 from triscale.data.options import DataConfig
@@ -28,10 +29,7 @@ def start_run(data: Path, settings: Recipe, *, name: str, out: Path | None = Non
     run = out or Path("runs")
     if _is_main():  # the only process that writes; the others must not stumble over what it wrote
         run = out or _free_folder(run, f"{data.absolute().name}-{name}")
-        if (run / "recipe.toml").exists():
-            raise UserError(
-                f"{run}: holds a run already; go on with --resume {run}, or choose another --out"
-            )
+        require_unused(run)
     path = str(data.absolute())
     return _run(replace(settings, data=replace(settings.data, path=path)), run, resume=False)
 

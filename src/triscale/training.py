@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ import torch
 
 from triscale.anchors import Grid, make_grid
 from triscale.assign import assign, ignored
-from triscale.checkpoint import fingerprint, save_state
+from triscale.checkpoint import fingerprint, require_unused, save_state
 from triscale.config import to_dict
 from triscale.data.index import Index
 from triscale.data.loader import make_loader
@@ -35,7 +36,7 @@ from triscale.distributed import (
 )
 from triscale.errors import UserError
 from triscale.evaluation import Evaluation, choose_metric, evaluate
-from triscale.files import write_atomically
+from triscale.files import locked, remove_leftovers, write_atomically
 from triscale.interrupt import Interrupted, stop_requests
 from triscale.log import LOSSES, Meter, Narrator, RunLog
 from triscale.loss import LossConfig, yolo_loss
@@ -46,7 +47,7 @@ from triscale.progress import Progress, restore, snapshot
 from triscale.recipe import Recipe, dump_recipe
 from triscale.reporting import (
     eval_line,
-    require_finite,
+    require_finite_weights,
     train_line,
     train_record,
     write_pictures,
@@ -87,11 +88,21 @@ def train(
         join_processes(device) as processes,
         narrator or Narrator(enabled=processes.is_main) as narrator,
         stop_requests() as stop,
+        ExitStack() as stack,
     ):
         # --- what is trained on what ---
         index = training_index(recipe, data)
         plan = make_plan(recipe, index, processes)
+        if not recipe.data.path:  # so that the run can be resumed from its folder alone
+            path = str(data.root.absolute())
+            recipe = replace(recipe, data=replace(recipe.data, path=path))
+        if model is not None and model.num_classes != len(data.classes):
+            raise UserError(
+                f"the model has {model.num_classes} classes, the data have {len(data.classes)}"
+            )
         if model is None:
+            if config.init and not resume:
+                raise UserError("train.init: give its network as `model`, or use `triscale train`")
             seeded = torch.Generator().manual_seed(config.seed)
             model = build_model(recipe.model, len(data.classes), generator=seeded)
         if config.syncbn and processes.world_size > 1:
@@ -113,7 +124,11 @@ def train(
             restore(run, identity, now, model, optimizer, scaler, narrator)
         log = None
         if processes.is_main:
+            if not resume:
+                require_unused(run)
             run.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(run))
+            remove_leftovers(run)
             write_atomically(run / "recipe.toml", dump_recipe(recipe).encode())
             log = RunLog(run / "log.jsonl", from_step=now.step)
 
@@ -121,6 +136,9 @@ def train(
             if processes.is_main:
                 state = snapshot(identity, now, model, optimizer, scaler)
                 save_state(run / "last", state, keep=recipe.checkpoint.keep)
+
+        if now.step >= plan.steps:
+            narrator.say(f"step {now.step} of {plan.steps}: nothing is left to do")
 
         # --- the loop ---
         batches = make_loader(
@@ -193,6 +211,7 @@ def train(
                     log.write(record)
                 narrator.say(train_line(record))
             if end_of_epoch:
+                require_finite_weights(model, now.step, epoch)
                 now.losses.zero_()
                 now.steps = 0
                 share_buffers(model, processes)
@@ -229,11 +248,15 @@ def train(
                             save_weights(run / "best.safetensors", model, info)
                             lines = "".join(f"{line}\n" for line in now.best_lines)
                             write_atomically(run / "best_map.log", lines.encode())
-                if processes.is_main and _due(epoch, config.save_interval, config.epochs):
+                # A run always leaves weights behind, even if nothing could be measured.
+                unsaved = now.best < 0 and epoch == config.epochs - 1
+                if processes.is_main and (
+                    unsaved or _due(epoch, config.save_interval, config.epochs)
+                ):
                     save_weights(run / f"epoch_{epoch:04d}{score}.safetensors", model, info)
             stopping = stop()
             if end_of_epoch or stopping or _save_due(recipe, now.step, saved_at):
-                require_finite(now.losses.tolist(), now.step, epoch)
+                require_finite_weights(model, now.step, epoch)
                 save()
                 saved_at = time.monotonic()
             if end_of_epoch:

@@ -134,7 +134,10 @@ def make_loader(
             generator=torch.Generator(),
         )
     try:
-        for batch in loader:
+        with warnings.catch_warnings():  # it says so again when the workers start
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            stream = iter(loader)
+        for batch in stream:
             if isinstance(batch, UserError):
                 raise batch
             yield batch

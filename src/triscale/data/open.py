@@ -26,7 +26,7 @@ from triscale.data.coco import scan_coco
 from triscale.data.index import Index
 from triscale.data.options import DataConfig
 from triscale.data.voc import scan_voc, voc_classes, voc_splits
-from triscale.data.yolo import YoloSource, scan_yolo, yolo_source, yolo_splits
+from triscale.data.yolo import YoloSource, positions, scan_yolo, yolo_source, yolo_splits
 from triscale.errors import UserError
 
 
@@ -87,7 +87,7 @@ def open_dataset(
         if format == "voc":
             scans.append(scan_voc(root, name))
         elif yolo:
-            scans.append(scan_yolo(yolo, name, names=yolo.names or fixed))
+            scans.append(scan_yolo(yolo, name, names=yolo.names or positions(fixed)))
         else:
             given = file.train_images if role == "train" else file.val_images
             images = root / given if given else None

@@ -10,6 +10,7 @@ section 4). The XML may come from anywhere, so a DTD, the way to entity attacks,
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -112,8 +113,8 @@ def _locate(root: Path, split: str) -> tuple[Path, str]:
 
 
 def _scan_list(folder: Path, split: str, pictures: list[Picture], problems: list[str]) -> None:
-    names = _read_list(folder, split)
     files = _picture_files(folder / "JPEGImages")
+    names = _read_list(folder, split, files)
     absent = [f"{folder}/JPEGImages/{n}.jpg: no such picture" for n in names if n not in files]
     problems.extend(absent)
     names = [name for name in names if name in files]
@@ -132,7 +133,7 @@ def _scan_list(folder: Path, split: str, pictures: list[Picture], problems: list
                 pictures.append(Picture(str(files[name]), name, size, str(source), labels.objects))
 
 
-def _read_list(folder: Path, split: str) -> list[str]:
+def _read_list(folder: Path, split: str, files: Mapping[str, Path]) -> list[str]:
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -142,9 +143,13 @@ def _read_list(folder: Path, split: str) -> list[str]:
             f"{path}: can't read this list of pictures; lists there: {known}"
         ) from error
     # The lists of one class have a second column: -1 says that the class isn't in the picture.
-    # A name itself may hold spaces.
-    rows = [re.fullmatch(r"(.*?)(?:\s+(-1|0|1))?", line) for line in lines if line]
-    names = [row[1] for row in rows if row and row[2] != "-1"]
+    names: list[str] = []
+    for line in filter(None, lines):
+        name, *flag = [line] if line in files else line.rsplit(maxsplit=1)  # a name may hold spaces
+        if flag and flag[0] not in ("-1", "0", "1"):
+            name, flag = line, []
+        if flag != ["-1"]:
+            names.append(name)
     for name in names:
         if name in (".", "..") or re.search(r"[/\\:\0]", name):
             raise UserError(f"{path}: expected plain file names without a folder, got '{name}'")

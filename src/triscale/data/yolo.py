@@ -39,8 +39,13 @@ def read_yolo(
 ) -> Read:
     """The pictures of a split of a folder or data.yaml; `classes` None: as the data names them."""
     source = yolo_source(root)
-    scan = scan_yolo(source, split, names=source.names or classes or ())
+    scan = scan_yolo(source, split, names=source.names or positions(classes or ()))
     return finish([scan], config, classes=classes or scan.names)[0]
+
+
+def positions(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """`classes` if the label files' numbers count them; not if they are such numbers themselves."""
+    return () if all(name.isdecimal() for name in classes) else classes
 
 
 def yolo_source(root: Path) -> YoloSource:
@@ -163,7 +168,9 @@ def _picture_paths(source: YoloSource, split: str) -> list[Path]:
 
 def _pictures_at(place: Path) -> list[Path]:
     if place.is_dir():
-        return sorted(p for p in place.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+        return sorted(
+            p for p in place.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()
+        )
     try:
         rows = [row.strip() for row in place.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

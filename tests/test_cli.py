@@ -259,6 +259,28 @@ def test_predict_json(
     assert not list(tmp_path.iterdir()), "no pictures are drawn unless asked for"
 
 
+def test_predict_loses_no_picture(
+    trained: Path, devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = (devkit / "VOC2007" / "JPEGImages" / "000001.jpg").read_bytes()
+    names = ["a.jpg", "sub/a.jpg", "a-2.jpg"]  # the second one's drawing wants the third one's name
+    for name in [*names, "folder.jpg/b.jpg"]:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(source)
+    out = tmp_path / "out"
+    words = [str(tmp_path / "in" / name) for name in names]
+    assert main(["predict", str(trained), *words, "--out", str(out)]) == 0
+    assert len(list(out.iterdir())) == 3
+    assert main(["predict", str(trained), str(tmp_path / "in/*.jpg"), "--json"]) == 0
+    shown = capsys.readouterr().out.splitlines()[-2:]
+    assert [json.loads(line)["image"] for line in shown] == [
+        str(tmp_path / "in" / name) for name in ("a-2.jpg", "a.jpg")
+    ]
+    assert main(["predict", str(trained), words[0], "--out", str(tmp_path / "in")]) == 2
+    assert "would be replaced" in capsys.readouterr().err
+    assert (tmp_path / "in" / "a.jpg").read_bytes() == source
+
+
 def test_predict_draws_and_prints_a_table(
     trained: Path, devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import MakeRecipe, assert_same_run, run_quietly
+from tests.running import MakeRecipe, assert_same_run, losses, run_quietly
 from triscale.data.open import Data
 from triscale.errors import UserError
 from triscale.interrupt import Interrupted
@@ -102,6 +102,14 @@ def test_resume_refuses_another_run(
     with pytest.raises(UserError, match=text):
         run_quietly(tiny_recipe(*overrides), data, run, resume=True)
     assert (run / "log.jsonl").read_text() == before
+
+
+def test_resume_in_another_precision(
+    data: Data, tiny_recipe: MakeRecipe, trained: Path, tmp_path: Path
+) -> None:
+    run = copy_up_to(trained, 2, tmp_path / "run")
+    run_quietly(tiny_recipe("train.precision=fp16"), data, run, resume=True)
+    assert losses(run)[-1]["step"] == losses(trained)[-1]["step"]
 
 
 def test_resume_without_a_state(data: Data, tiny_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -18,9 +18,12 @@ from triscale.data.open import Data, open_dataset
 from triscale.data.plan import PlanSampler
 from triscale.distributed import Processes
 from triscale.errors import UserError
-from triscale.log import LOSSES
+from triscale.log import LOSSES, Narrator
+from triscale.model.yolo import build_model
+from triscale.optim import SGD
+from triscale.predict import find_weights
 from triscale.recipe import load_recipe
-from triscale.training import make_plan, training_index
+from triscale.training import make_plan, train, training_index
 from triscale.weights.native import load_weights, read_tensors
 
 GOLDEN = Path(__file__).parent / "golden_losses.txt"
@@ -236,6 +239,39 @@ def test_without_validation(data: Data, tiny_recipe: MakeRecipe, tmp_path: Path)
     assert (result.best, result.last) == (-1.0, None)
     assert not (tmp_path / "best.safetensors").exists()
     assert not (tmp_path / "predictions").exists()
+    assert find_weights(tmp_path).name == "epoch_0000.safetensors", "a run always leaves weights"
+
+
+def test_what_does_not_fit_is_refused(
+    data: Data, tiny_recipe: MakeRecipe, trained: Path, tmp_path: Path
+) -> None:
+    generator = torch.Generator()
+    wrong = build_model(tiny_recipe().model, 2, generator=generator)
+    with pytest.raises(UserError, match="the model has 2 classes, the data have 6"):
+        train(tiny_recipe(), data, tmp_path, model=wrong, narrator=Narrator(enabled=False))
+    with pytest.raises(UserError, match="holds a run already"):
+        run_quietly(tiny_recipe(), data, trained)
+    with pytest.raises(UserError, match="give its network as `model`"):
+        run_quietly(tiny_recipe("train.init=x.safetensors"), data, tmp_path)
+    with pytest.raises(UserError, match="not before the end, 3"):
+        tiny_recipe("train.start_epoch=3")
+    with pytest.raises(UserError, match=r"train\.seed: expected less"):
+        tiny_recipe(f"train.seed={2**63}")
+
+
+def test_weights_that_are_no_numbers_are_never_saved(
+    data: Data, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = SGD.step
+
+    def poisoned(self: SGD) -> None:
+        step(self)
+        self.param_groups[0]["params"][0].data[0] = math.nan
+
+    monkeypatch.setattr(SGD, "step", poisoned)
+    with pytest.raises(UserError, match="no longer a finite number"):
+        run_quietly(tiny_recipe("checkpoint.every_steps=1"), data, tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_no_schedule_longer_than_the_data_by_num_samples(

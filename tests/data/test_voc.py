@@ -162,6 +162,14 @@ def test_each_broken_label_is_an_error_or_one_skipped_line(
     np.testing.assert_array_equal(read.index.boxes, [[1, 2, 20, 10]] * (1 + kept))
 
 
+def test_names_may_end_like_the_second_column_of_a_list(tmp_path: Path) -> None:
+    names = ["img 5", "img -1", "img 1", "plain"]
+    root = make(tmp_path, dict.fromkeys(names, annotation(DOG)))
+    path = root / "ImageSets/Main/a.txt"
+    path.write_text("img 5  1\nimg -1\nimg 1\nplain -1\n")
+    assert list(read_voc(root, "a", DataConfig()).index.ids) == ["img 5", "img -1", "img 1"]
+
+
 def test_a_line_for_each_unknown_class_not_for_each_of_its_objects(tmp_path: Path) -> None:
     cat, ant = DOG.replace("dog", "cat"), DOG.replace("dog", "ant")
     root = make(tmp_path, {"a": annotation(cat + DOG + cat), "b": annotation(ant + cat)})

@@ -29,6 +29,12 @@ def make(folder: Path, labels: dict[str, str | None], *, beside: bool = False) -
     return folder
 
 
+def test_classes_that_are_numbers_are_names_not_places(tmp_path: Path) -> None:
+    make(tmp_path / "images/val", {"a": "5 .5 .5 .5 .5\n2 .5 .5 .2 .2\n"})
+    index = read_yolo(tmp_path, "val", DataConfig(), classes=("0", "2", "5")).index
+    assert index.labels.tolist() == [2, 1]
+
+
 @pytest.mark.parametrize(
     ("text", "boxes", "labels"),
     [

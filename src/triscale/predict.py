@@ -14,15 +14,13 @@ from triscale.anchors import make_grid
 from triscale.config import build
 from triscale.data.augment import val_transform
 from triscale.data.loader import collate
-from triscale.data.pictures import read_picture
+from triscale.data.pictures import is_picture, read_picture
 from triscale.decode import DecodeConfig, detect, detections
 from triscale.distributed import choose_device
 from triscale.errors import UserError
 from triscale.pixels import network_input
 from triscale.types import Detections, Sample
 from triscale.weights.native import load_weights
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 
 class Detector:
@@ -86,22 +84,18 @@ def find_pictures(sources: list[str]) -> list[Path]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if _is_picture(p))
+            inside = sorted(p for p in path.rglob("*") if is_picture(p))
         elif path.exists():
             inside = [path]
         else:
             matches = (Path(p) for p in sorted(glob.glob(source, recursive=True)))
-            inside = [p for p in matches if _is_picture(p)]
+            inside = [p for p in matches if is_picture(p)]
         if not inside:
             raise UserError(
                 f"{source}: no picture found (a file, a folder or a pattern is expected)"
             )
         found.extend(inside)
     return found
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def _sample(image: str | Path | NDArray[np.uint8]) -> Sample:

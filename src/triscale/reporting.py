@@ -37,17 +37,20 @@ def require_finite(losses: list[float], step: int, epoch: int) -> None:
     """UserError if a loss is no longer a number: such a state must be neither logged nor saved."""
     if not all(map(math.isfinite, losses)):
         terms = ", ".join(f"{name} {v:g}" for name, v in zip(LOSSES, losses, strict=True))
-        raise UserError(
-            f"step {step} (epoch {epoch}): the loss is no longer a finite number ({terms}); "
-            "nothing was saved since. Try a lower learning rate (--set optim.lr=...) or a longer "
-            "warm-up (--set schedule.warmup_epochs=...)"
-        )
+        raise _diverged(f"the loss is no longer a finite number ({terms})", step, epoch)
 
 
 def require_finite_weights(model: nn.Module, step: int, epoch: int) -> None:
     """UserError if a weight is no longer a number, which a loss shows only one step later."""
     if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
-        require_finite([math.nan] * len(LOSSES), step, epoch)
+        raise _diverged("a weight is no longer a finite number", step, epoch)
+
+
+def _diverged(what: str, step: int, epoch: int) -> UserError:
+    return UserError(
+        f"step {step} (epoch {epoch}): {what}; nothing was saved since. Try a lower learning rate "
+        "(--set optim.lr=...) or a longer warm-up (--set schedule.warmup_epochs=...)"
+    )
 
 
 def train_line(record: dict[str, Any]) -> str:

@@ -202,9 +202,8 @@ def train(
             end_of_epoch = now.step == plan.first_step(epoch + 1)
             in_epoch = now.step - plan.first_step(epoch)
             if end_of_epoch or in_epoch % config.log_interval == 0:
-                means = (
-                    sum_tensor(now.losses, processes) / now.steps
-                ).tolist()  # waits for the device
+                sums = sum_tensor(now.losses, processes)
+                means = (sums / now.steps).tolist()  # waits for the device
                 record = train_record(means, now.step, epoch=epoch, rate=rate, meter=meter)
                 shown = record["loss"]
                 if log:
@@ -256,7 +255,8 @@ def train(
                     save_weights(run / f"epoch_{epoch:04d}{score}.safetensors", model, info)
             stopping = stop()
             if end_of_epoch or stopping or _save_due(recipe, now.step, saved_at):
-                require_finite_weights(model, now.step, epoch)
+                if not end_of_epoch:  # else they were looked at above
+                    require_finite_weights(model, now.step, epoch)
                 save()
                 saved_at = time.monotonic()
             if end_of_epoch:

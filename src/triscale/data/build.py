@@ -149,13 +149,11 @@ def _pack(scan: Scan, classes: tuple[str, ...], inclusive: bool) -> tuple[Read, 
     problems = list(scan.problems)
     strangers = Counter(objects[i].name for i in np.flatnonzero(faults == _UNKNOWN))
     for i in np.flatnonzero(faults):
+        alike = strangers.pop(objects[i].name, 0) if faults[i] == _UNKNOWN else 1
+        if not alike:  # the first of an unknown class has spoken for all of it
+            continue
         line = _problem(pictures[owner[i]], objects[i], int(faults[i]), convention, len(classes))
-        if faults[i] == _UNKNOWN:  # the first one speaks for all of its class
-            others = strangers.pop(objects[i].name, 0) - 1
-            if others < 0:
-                continue
-            line += f" (and {others} more of this class)" if others else ""
-        problems.append(line)
+        problems.append(line + (f" (and {alike - 1} more of this class)" if alike > 1 else ""))
 
     keep = np.equal(faults, 0)
     counts = np.bincount(owner[keep], minlength=len(pictures))

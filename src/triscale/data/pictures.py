@@ -36,6 +36,11 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # these thr
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
 
 
+def is_picture(path: Path) -> bool:
+    """Whether `path` is a file that is named like a picture."""
+    return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
+
+
 def read_picture(path: Path) -> NDArray[np.uint8]:
     """The picture as (H, W, 3) RGB, turned upright; UserError if it can't be decoded whole."""
     try:

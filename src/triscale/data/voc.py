@@ -145,11 +145,12 @@ def _read_list(folder: Path, split: str, files: Mapping[str, Path]) -> list[str]
     # The lists of one class have a second column: -1 says that the class isn't in the picture.
     names: list[str] = []
     for line in filter(None, lines):
-        name, *flag = [line] if line in files else line.rsplit(maxsplit=1)  # a name may hold spaces
-        if flag and flag[0] not in ("-1", "0", "1"):
-            name, flag = line, []
-        if flag != ["-1"]:
-            names.append(name)
+        # A name may hold spaces, and even end like the second column.
+        columns = None if line in files else re.fullmatch(r"(.*\S)\s+(-1|0|1)", line)
+        if columns is None:
+            names.append(line)
+        elif columns[2] != "-1":
+            names.append(columns[1])
     for name in names:
         if name in (".", "..") or re.search(r"[/\\:\0]", name):
             raise UserError(f"{path}: expected plain file names without a folder, got '{name}'")

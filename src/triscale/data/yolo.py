@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from triscale.data.build import Convention, Found, Picture, Read, Scan, finish
 from triscale.data.options import DataConfig
-from triscale.data.pictures import PICTURE_SUFFIXES, picture_sizes
+from triscale.data.pictures import is_picture, picture_sizes
 from triscale.errors import UserError
 
 _SPLIT_WORDS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
@@ -168,9 +168,7 @@ def _picture_paths(source: YoloSource, split: str) -> list[Path]:
 
 def _pictures_at(place: Path) -> list[Path]:
     if place.is_dir():
-        return sorted(
-            p for p in place.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()
-        )
+        return sorted(path for path in place.rglob("*") if is_picture(path))
     try:
         rows = [row.strip() for row in place.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

@@ -12,11 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import TINY
 from triscale import __version__
 from triscale.cli import main
+from triscale.model.yolo import ModelConfig, build_model
+from triscale.pixels import InputConfig
 from triscale.recipe import load_recipe
+from triscale.weights.contents import WeightsInfo
+from triscale.weights.formats import read_weights
+from triscale.weights.native import save_weights
+from triscale.weights.zoo import ZOO
 
 SETS = [word for assignment in TINY for word in ("--set", assignment)]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -32,7 +39,9 @@ def triscale(*words: str) -> subprocess.Popen[str]:
 # --- before anything heavy ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", ["--help", "train --help", "--version", "train -x", "train"])
+@pytest.mark.parametrize(
+    "words", ["--help", "train --help", "--version", "train -x", "train", "convert a"]
+)
 def test_quick_answers_do_not_import_torch(words: str) -> None:
     code = (
         "import sys\n"
@@ -73,6 +82,71 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(60) == 141
+
+
+# --- convert and download ------------------------------------------------------------------------
+
+
+def test_convert(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run to GluonCV's format and back; nothing that is there is replaced without --force."""
+    params, back = tmp_path / "a.params", tmp_path / "b.safetensors"
+    names = tmp_path / "my.names"
+    names.write_text("u\nv\nw\nx\ny\nz\n")
+    assert main(["convert", str(trained), str(params)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"{trained / 'best.safetensors'}: mobilenet0.1, ")
+    assert said[0].endswith("input 64x64, stretch, normalised as imagenet")
+    assert said[1] == f"wrote {params}"
+    flags = ["--classes", str(names), "--size", "96", "--fit", "letterbox"]
+    assert main(["convert", str(params), str(back), *flags]) == 0
+    assert "6 classes (u, v, w, x, y, ...); input 96x96, letterbox" in capsys.readouterr().out
+    before = back.read_bytes()
+    assert main(["convert", str(params), str(back)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"triscale: error: {back}: is there already; --force replaces it\n"
+    assert back.read_bytes() == before
+    assert main(["convert", str(params), str(back), "--force"]) == 0
+    assert back.read_bytes() != before
+
+
+def test_a_description_beside_darknets_weights_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "b.cfg").write_text("precious")
+    (tmp_path / "a.weights").touch()
+    assert main(["convert", str(tmp_path / "a.weights"), str(tmp_path / "b.weights")]) == 2
+    assert f"{tmp_path / 'b.cfg'}: is there already" in capsys.readouterr().err
+    assert (tmp_path / "b.cfg").read_text() == "precious"
+
+
+def test_download(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transfer itself is tested in weights/test_zoo.py."""
+    monkeypatch.setenv("TRISCALE_CACHE", str(tmp_path / "cache"))
+    assert main(["download", "list"]) == 0
+    assert capsys.readouterr().out.split() == list(ZOO)
+    for words, message in (
+        (["yolo3_darknet53_vok"], "did you mean 'yolo3_darknet53_voc'?"),
+        (["darknet53", "--mirror", "ftp://x"], "expected an address with http:// or https://"),
+        (["darknet53", "--to", "x.pth"], "x.pth: expected a name that ends in .safetensors"),
+        (["darknet53", "--to", str(tmp_path)], "expected a name that ends in .safetensors"),
+    ):
+        assert main(["download", *words]) == 2
+        assert message in capsys.readouterr().err
+    path = tmp_path / "cache" / f"darknet53-{ZOO['darknet53'][:8]}.safetensors"
+    config = ModelConfig(backbone="mobilenet0.1")
+    model = build_model(config, 1, generator=torch.Generator())
+    path.parent.mkdir()
+    save_weights(path, model, WeightsInfo(("a",), config, 64, InputConfig(), {}))
+    assert main(["download", "darknet53"]) == 0, "it is there: no network is needed"
+    assert capsys.readouterr().out == f"{path}\n"
+    target = tmp_path / "copy.params"
+    assert main(["download", "darknet53", "--to", str(target)]) == 0
+    assert capsys.readouterr().out == f"{target}\n"
+    assert read_weights(target).info.classes == ("class0",)
+    assert main(["download", "darknet53", "--to", str(target)]) == 2
+    assert "is there already" in capsys.readouterr().err
 
 
 # --- recipes -------------------------------------------------------------------------------------
@@ -140,12 +214,13 @@ def test_init_takes_weights_by_class_name(
 ) -> None:
     words = ["train", str(devkit), *SETS, "--init", str(trained), "--epochs", "1"]
     assert main([*words, "--out", str(tmp_path / "same")]) == 0
-    assert "best.safetensors: all weights taken\n" in capsys.readouterr().err
+    assert "best.safetensors: loaded 50 of 50 convolutions\n" in capsys.readouterr().err
     classes = '["balloon","bird","boat","crab","fish","lighthouse","whale"]'
     more = [*words, "--set", f"data.classes={classes}", "--out", str(tmp_path / "more")]
     assert main(more) == 0
     said = capsys.readouterr().err
-    assert "6 (balloon, bird, boat, crab, fish, lighthouse) by name, 1 (whale) at random" in said
+    named = "by class name: 6 (balloon, bird, boat, crab, fish, lighthouse)\n"
+    assert f"  adapted: the outputs, {named}  at random: the outputs of 1 (whale)\n" in said
     other = [*words, "--set", "model.backbone=tiny", "--out", str(tmp_path / "other")]
     assert main(other) == 2
     assert "use --set model.backbone=mobilenet0.1" in capsys.readouterr().err

@@ -240,6 +240,15 @@ def test_detections_are_in_pixels_of_the_picture(used: int) -> None:
     np.testing.assert_array_equal(found.scores, np.array([0.9, 0.5], np.float32)[:used])
 
 
+def test_detections_in_a_letterbox() -> None:
+    """A picture of 200 x 100 lies in rows 16 to 48 of a 64 x 64 input, at 0.32 of its size."""
+    boxes = torch.tensor([[[16.0, 24.0, 32.0, 32.0], [0.0, 0.0, 64.0, 64.0]]])
+    decoded = Decoded(boxes, torch.tensor([[0.9, 0.5]]), torch.tensor([[3, 0]]))
+    sizes = torch.tensor([[100, 200]])
+    [found] = detections(decoded, (64, 64), original_sizes=sizes, fit="letterbox")
+    np.testing.assert_allclose(found.boxes, [[50, 25, 100, 50], [0, 0, 200, 100]], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [({"score_threshold": -0.1}, "score_threshold"), ({"top_k": 0}, "top_k")],

@@ -80,8 +80,11 @@ def test_narrator_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
         narrator.begin("training", 10, done=4)
         narrator.advance("3.0 img/s", what="epoch 2")
         narrator.say("a line")
+        narrator.begin("downloading", 3, done=1)
+        narrator.advance(amount=1.25)
     assert "epoch 2" in stream.getvalue()
     assert "5/10" in stream.getvalue()
+    assert "2/3" in stream.getvalue()
     assert "3.0 img/s" in stream.getvalue()
 
 

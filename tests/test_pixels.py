@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from triscale.pixels import FILL, MEAN, STD, network_input
+from triscale.pixels import FILL, MEAN, STD, Fit, InputConfig, network_input, placement
 from triscale.types import Batch
 
 
@@ -40,15 +40,18 @@ def random_batch(size: int, height: int, width: int) -> Batch:
     return make_batch(rng.integers(0, 256, (size, height, width, 3)), colour, rectangle)
 
 
-def one_by_one(batch: Batch) -> NDArray[np.float64]:
+def one_by_one(
+    batch: Batch, mean: ArrayLike = MEAN, std: ArrayLike = STD, fill: ArrayLike = MEAN
+) -> NDArray[np.float64]:
     """The same (B, 3, H, W) in doubles: colour, then normalisation, pixel by pixel."""
     images, colours = batch.images.numpy(), batch.colour.double().numpy()
-    output = np.zeros(images.shape)
+    output = np.empty(images.shape)
+    output[:] = (np.asarray(fill) - mean) / std
     for b, (x1, y1, x2, y2) in enumerate(batch.rectangle.tolist()):
         for y, x in np.ndindex(images.shape[1:3]):
             if x1 <= x + 0.5 < x2 and y1 <= y + 0.5 < y2:
                 pixel = colours[b, :, :3] @ images[b, y, x] + colours[b, :, 3]
-                output[b, y, x] = (pixel / 255 - MEAN) / STD
+                output[b, y, x] = (pixel / 255 - mean) / std
     return output.transpose(0, 3, 1, 2)
 
 
@@ -61,6 +64,41 @@ def test_network_input(size: int, height: int, width: int) -> None:
     assert output.shape == (size, 3, height, width)
     np.testing.assert_allclose(output, expected, rtol=1e-5, atol=2e-5)
     assert not output.numpy()[expected == 0].any()  # exactly 0 outside the rectangles
+
+
+@pytest.mark.parametrize(
+    ("config", "mean", "std", "fill"),
+    [
+        (InputConfig("unit", "stretch"), np.zeros(3), np.ones(3), MEAN),
+        (InputConfig("unit", "letterbox"), np.zeros(3), np.ones(3), np.full(3, 0.5)),
+        (InputConfig("imagenet", "letterbox"), MEAN, STD, np.full(3, 0.5)),
+    ],
+)
+def test_each_input_has_its_normalisation_and_fill(
+    config: InputConfig, mean: ArrayLike, std: ArrayLike, fill: ArrayLike
+) -> None:
+    batch = random_batch(9, 7, 11)
+    expected = one_by_one(batch, mean, std, fill)
+    np.testing.assert_allclose(network_input(batch, config), expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("picture", "size", "fit", "expected"),
+    [
+        ((1, 1), (32, 64), "stretch", (0, 0, 64, 32)),
+        ((576, 768), (416, 416), "stretch", (0, 0, 416, 416)),
+        ((576, 768), (416, 416), "letterbox", (0, 52, 416, 312)),
+        ((424, 640), (416, 416), "letterbox", (0, 70, 416, 275)),  # 275.6 is rounded down
+        ((640, 424), (416, 416), "letterbox", (70, 0, 275, 416)),
+        ((480, 480), (416, 416), "letterbox", (0, 0, 416, 416)),
+        ((10, 10), (32, 64), "letterbox", (16, 0, 32, 32)),
+        ((1, 5000), (416, 416), "letterbox", (0, 207, 416, 1)),  # Darknet would draw nothing
+    ],
+)
+def test_placement(
+    picture: tuple[int, int], size: tuple[int, int], fit: Fit, expected: tuple[int, ...]
+) -> None:
+    assert placement(picture, size, fit) == expected
 
 
 @pytest.mark.golden

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -12,8 +13,12 @@ import torch
 from triscale.data.pictures import read_picture
 from triscale.errors import UserError
 from triscale.model.yolo import ModelConfig, build_model
+from triscale.pixels import InputConfig
 from triscale.predict import Detector, find_pictures, find_weights
-from triscale.weights.native import WeightsInfo, save_weights
+from triscale.weights.contents import WeightsInfo
+from triscale.weights.formats import load_weights
+from triscale.weights.native import save_weights
+from triscale.weights.zoo import ZOO
 
 LOGIT = 4.0
 
@@ -32,7 +37,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             output.bias.copy_(torch.tensor([0, 0, 0, 0, -20.0, 0, 0]))  # x y w h object a b
         model.head.outputs[0].bias.copy_(torch.tensor([0, 0, 0, 0, LOGIT, -20.0, LOGIT]))
     path = tmp_path_factory.mktemp("weights") / "constant.safetensors"
-    save_weights(path, model, WeightsInfo(("a", "b"), config, 96, {}))
+    save_weights(path, model, WeightsInfo(("a", "b"), config, 96, InputConfig(), {}))
     return path
 
 
@@ -142,3 +147,65 @@ def test_device_is_checked(weights: Path) -> None:
     for name in ("gpu", "meta", "cuda:x"):
         with pytest.raises(UserError, match=f"expected cpu, cuda, cuda:N or auto, got '{name}'"):
             Detector(weights, device=name)
+
+
+def test_downloaded_names(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRISCALE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"get it with: triscale download darknet53$"):
+        find_weights(Path("darknet53"))
+    cached = tmp_path / "cache" / f"darknet53-{ZOO['darknet53'][:8]}.safetensors"
+    cached.parent.mkdir()
+    cached.write_bytes(weights.read_bytes())
+    assert find_weights(Path("darknet53")) == cached
+    assert Detector("darknet53", device="cpu").classes == ("a", "b")
+    Path("darknet53").mkdir()  # what lies here goes first
+    with pytest.raises(UserError, match="found neither"):
+        find_weights(Path("darknet53"))
+
+
+def test_a_letterbox(weights: Path, tmp_path: Path) -> None:
+    """The network of `weights` in a picture twice as high as wide: half of its cells are bars."""
+    model, info = load_weights(weights)
+    path = tmp_path / "letterbox.safetensors"
+    save_weights(path, model, info._replace(input=InputConfig(fit="letterbox")))
+    found = Detector(path, device="cpu")(np.zeros((192, 96, 3), np.uint8))
+    # 48 x 96 pixels of the input from x = 24 on, at half the picture's size
+    expected = sorted(
+        (max(2 * (x - 24 - 24), 0), 2 * (y - 12), min(2 * (x + 24 - 24), 96), 2 * (y + 12))
+        for y in (16, 48, 80)
+        for x in (16, 48, 80)
+    )
+    actual = sorted(tuple(box) for box in found.boxes.round().tolist())
+    assert actual == expected
+
+
+def test_darknets_detections(shared: Path) -> None:
+    """In five pictures the same objects as Darknet, none missing and none more.
+
+    Darknet's input are floats, ours bytes, and where its bars are of odd width it places the
+    picture half a pixel from where it looks for it.
+    """
+    detector = Detector(shared / "weights" / "yolov3-tiny.weights", device="cpu")
+    names = (shared / "data" / "pictures" / "coco.names").read_text().split("\n")
+    oracle = json.loads((shared / "oracles" / "darknet-tiny" / "detections.json").read_text())
+    assert len(oracle["images"]) == 5
+    for name, expected in oracle["images"].items():
+        found = detector(shared / "data" / "pictures" / name)
+        ours = [
+            (int(label), box, score)
+            for label, box, score in zip(found.labels, found.boxes, found.scores, strict=True)
+            if score > oracle["thresh"]
+        ]
+        width, height = expected["size"]
+        for theirs in expected["detections"]:
+            half = np.array([theirs["w"], theirs["h"]]) / 2
+            centre = np.array([theirs["cx"], theirs["cy"]])
+            box = np.concatenate([centre - half, centre + half]).clip(0, [width, height] * 2)
+            label = names.index(theirs["cls"])
+            matches = [o for o in ours if o[0] == label and np.abs(o[1] - box).max() < 1.5]
+            assert matches, (name, theirs)
+            nearest = min(matches, key=lambda o: abs(o[2] - theirs["score"]))
+            assert abs(nearest[2] - theirs["score"]) < 0.015
+            ours = [o for o in ours if o is not nearest]
+        assert not ours, name

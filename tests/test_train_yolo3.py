@@ -62,9 +62,9 @@ def test_flags_and_defaults(flag: str, default: Any) -> None:
     assert vars(_parser().parse_args(words))[name] == (True if default is False else default)
 
 
-def test_no_flag_of_our_own_but_root() -> None:
+def test_two_flags_of_our_own() -> None:
     known = {f"--{name.replace('_', '-')}" for name in vars(_parser().parse_args([]))}
-    assert known == {flag for flag, _ in REFERENCE} | {"--root"}
+    assert known == {flag for flag, _ in REFERENCE} | {"--root", "--pretrained-base"}
 
 
 def test_defaults_are_the_reference_run() -> None:
@@ -90,6 +90,7 @@ def test_defaults_are_the_reference_run() -> None:
         ("--num-workers 3", "train.workers", 3),
         ("--epochs 5", "train.epochs", 5),
         ("--resume w.safetensors", "train.init", "w.safetensors"),
+        ("--pretrained-base darknet53", "train.init", "darknet53"),
         ("--start-epoch 4", "train.start_epoch", 4),
         ("--lr 0.01", "optim.lr", 0.01),
         ("--lr-mode poly", "schedule.mode", "poly"),

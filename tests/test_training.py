@@ -24,7 +24,8 @@ from triscale.optim import SGD
 from triscale.predict import find_weights
 from triscale.recipe import load_recipe
 from triscale.training import make_plan, train, training_index
-from triscale.weights.native import load_weights, read_tensors
+from triscale.weights.formats import load_weights
+from triscale.weights.native import read_tensors
 
 GOLDEN = Path(__file__).parent / "golden_losses.txt"
 

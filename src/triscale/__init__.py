@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from triscale.recipe import Recipe, load_recipe
     from triscale.training import train
     from triscale.types import Batch, Detections, Sample
-    from triscale.weights.native import load_weights, save_weights
+    from triscale.weights.formats import load_weights
+    from triscale.weights.native import save_weights
 
 __all__ = [
     "Batch",
@@ -59,7 +60,8 @@ _HOMES = {
     "triscale.recipe": ("Recipe", "load_recipe"),
     "triscale.training": ("train",),
     "triscale.types": ("Batch", "Detections", "Sample"),
-    "triscale.weights.native": ("load_weights", "save_weights"),
+    "triscale.weights.formats": ("load_weights",),
+    "triscale.weights.native": ("save_weights",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -115,6 +115,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.set_defaults(run=_predict)
 
+    convert = commands.add_parser(
+        "convert", help="weights from one format to another; the names' ends say which"
+    )
+    convert.add_argument("source", metavar="IN", help=".params, .weights, .npz, .safetensors")
+    convert.add_argument("target", metavar="OUT", help=".params, .weights or .safetensors")
+    convert.add_argument("--cfg", metavar="FILE", help="Darknet's description (default: beside IN)")
+    convert.add_argument("--classes", metavar="FILE", help="class names, one on each line")
+    convert.add_argument("--size", type=int, metavar="N", help="side of the network input")
+    convert.add_argument("--fit", choices=["stretch", "letterbox"], help="pictures to the input")
+    convert.add_argument("--force", action="store_true", help="replace OUT if it is there")
+    convert.set_defaults(run=_convert)
+
+    download = commands.add_parser("download", help="get weights that GluonCV published")
+    download.add_argument("name", metavar="NAME", help="as in yolo3_darknet53_coco, or: list")
+    download.add_argument("--mirror", metavar="URL", help="a copy of GluonCV's repository")
+    download.add_argument("--to", metavar="FILE", help="also write it here, in any format")
+    download.set_defaults(run=_download)
+
     recipes = commands.add_parser("recipes", help="list the shipped recipes, or print one")
     recipes.add_argument("name", nargs="?", metavar="NAME")
     recipes.set_defaults(run=_recipes)
@@ -245,6 +263,50 @@ def _predict(arguments: argparse.Namespace) -> None:
     if not arguments.json:
         _table(("picture", "label", "score", "x1 y1 x2 y2"), rows)
         print(f"{len(pictures)} drawn pictures in {out}")
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from triscale.predict import find_weights
+    from triscale.weights.contents import read_names
+    from triscale.weights.formats import convert, files_of
+
+    if arguments.size is not None and arguments.size < 32:
+        raise UserError(f"--size: expected at least 32 pixels, got {arguments.size}")
+    source, target = find_weights(Path(arguments.source)), Path(arguments.target)
+    for path in files_of(target):
+        if path.exists() and not arguments.force:
+            raise UserError(f"{path}: is there already; --force replaces it")
+    weights = convert(
+        source,
+        target,
+        cfg=Path(arguments.cfg) if arguments.cfg else None,
+        classes=read_names(Path(arguments.classes)) if arguments.classes else None,
+        size=arguments.size,
+        fit=arguments.fit,
+    )
+    print(f"{source}: {weights.describe()}")
+    print(f"wrote {target}")
+
+
+def _download(arguments: argparse.Namespace) -> None:
+    from triscale.log import Narrator
+    from triscale.weights.formats import convert, fetch, files_of, writer_of
+    from triscale.weights.zoo import ZOO
+
+    if arguments.name == "list":
+        print("\n".join(ZOO))
+        return
+    target = Path(arguments.to) if arguments.to else None
+    if target:
+        writer_of(target)  # before the long download
+        for path in files_of(target):
+            if path.exists():
+                raise UserError(f"{path}: is there already")
+    with Narrator() as narrator:
+        path = fetch(arguments.name, narrator=narrator, mirror=arguments.mirror)
+    if target:
+        convert(path, target)
+    print(target or path)
 
 
 def _recipes(arguments: argparse.Namespace) -> None:

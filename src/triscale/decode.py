@@ -18,6 +18,7 @@ from torch import Tensor
 from triscale.anchors import Grid
 from triscale.boxes import clip_boxes, pairwise_iou
 from triscale.errors import UserError
+from triscale.pixels import Fit, placement
 from triscale.types import Detections, Predictions
 
 
@@ -114,12 +115,12 @@ def nms(
 
 
 def detections(
-    decoded: Decoded, size: tuple[int, int], *, original_sizes: Tensor
+    decoded: Decoded, size: tuple[int, int], *, original_sizes: Tensor, fit: Fit = "stretch"
 ) -> list[Detections]:
     """One Detections per picture, in its own pixels, cut at its borders.
 
     `size` is the (height, width) of the network input, `original_sizes` (B, 2) those of the
-    pictures that were stretched to it.
+    pictures that were fitted into it.
     """
     sizes = original_sizes.cpu().numpy()
     # The one copy from the device; everything after it is a handful of rows.
@@ -127,8 +128,10 @@ def detections(
     found: list[Detections] = []
     for i, (height, width) in enumerate(sizes.tolist()):
         used = scores[i] >= 0
-        scale = np.array([width / size[1], height / size[0]] * 2, np.float32)
-        scaled = clip_boxes(boxes[i, used] * scale, (height, width))
+        left, top, columns, rows = placement((height, width), size, fit)
+        scale = np.array([width / columns, height / rows] * 2, np.float32)
+        corner = np.array([left, top] * 2, np.float32)
+        scaled = clip_boxes((boxes[i, used] - corner) * scale, (height, width))
         found.append(Detections(scaled, scores[i, used], labels[i, used]))
     return found
 

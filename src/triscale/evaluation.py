@@ -21,7 +21,7 @@ from triscale.errors import UserError
 from triscale.metrics.coco import coco_ap
 from triscale.metrics.voc import PackedTruth, pack_detections, voc_ap
 from triscale.model.yolo import YOLOv3
-from triscale.pixels import network_input
+from triscale.pixels import InputConfig, network_input
 from triscale.types import Detections
 
 Metric = Literal["voc07", "voc", "coco"]
@@ -84,13 +84,14 @@ def evaluate(
     metric: Metric = "voc07",
     config: EvalConfig | None = None,
     decode: DecodeConfig | None = None,
+    input_config: InputConfig | None = None,
     batch_size: int = 8,
     workers: int = 0,
     device: torch.device | None = None,
     processes: Processes | None = None,
     on_batch: Callable[[], None] | None = None,
 ) -> Evaluation:
-    """The AP of `model` on `index` with pictures resized to `size` x `size`.
+    """The AP of `model` on `index` with pictures fitted into `size` x `size`.
 
     The model is left in the mode it was in. With several processes each takes its share of the
     pictures and all get the same result. Raises UserError if a picture can't be read.
@@ -100,6 +101,7 @@ def evaluate(
         index,
         size=size,
         decode=decode or DecodeConfig(),
+        input_config=input_config or InputConfig(),
         batch_size=batch_size,
         workers=workers,
         device=device or next(model.parameters()).device,
@@ -115,6 +117,7 @@ def detect_all(
     *,
     size: int,
     decode: DecodeConfig,
+    input_config: InputConfig,
     batch_size: int,
     workers: int,
     device: torch.device,
@@ -139,14 +142,19 @@ def detect_all(
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in make_loader(index, draws, config=AugmentConfig(), workers=workers):
-                batches.append(detect(model(network_input(batch.to(device))), grid, decode))
+            loader = make_loader(
+                index, draws, config=AugmentConfig(), workers=workers, fit=input_config.fit
+            )
+            for batch in loader:
+                images = network_input(batch.to(device), input_config)
+                batches.append(detect(model(images), grid, decode))
                 on_batch()
     finally:
         model.train(was_training)
     share = Decoded(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
     every = Decoded(*(gather_interleaved(field, len(index), processes) for field in share))
-    return detections(every, (size, size), original_sizes=torch.from_numpy(index.sizes))
+    sizes = torch.from_numpy(index.sizes)
+    return detections(every, (size, size), original_sizes=sizes, fit=input_config.fit)
 
 
 def score(

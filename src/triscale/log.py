@@ -104,10 +104,10 @@ class Narrator:
             self._bar.start()
             self._task = self._bar.add_task(what, total=total, completed=done, note="")
 
-    def advance(self, note: str = "", *, what: str | None = None) -> None:
-        """One unit further."""
+    def advance(self, note: str = "", *, what: str | None = None, amount: float = 1) -> None:
+        """Go `amount` units further."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=1)
+            self._bar.update(self._task, advance=amount)
             if note:
                 self._bar.update(self._task, note=note)
             if what:

@@ -6,44 +6,92 @@ RGB, so the two are folded into one 3x4 matrix per picture and applied in one ba
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from triscale.types import Batch
 
-# ImageNet statistics in 0..1, RGB: what the reference normalises with.
+Fit = Literal["stretch", "letterbox"]
+
+
+class Normalisation(NamedTuple):
+    """x -> (x - mean) / std, per channel RGB, for pixels in 0..1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+# ImageNet's statistics: what the reference normalises with.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-# The grey that surrounds a picture placed on a larger canvas; 0 after normalisation.
+NORMALISATIONS = {
+    "imagenet": Normalisation(MEAN, STD),
+    "unit": Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # Darknet's
+}
+# What surrounds a picture on a larger canvas: the mean colour, around a letterbox Darknet's grey.
 FILL = tuple(round(255 * value) for value in MEAN)
+GREY = 0.5
 
 
-def network_input(batch: Batch) -> Tensor:
+@dataclass(frozen=True)
+class InputConfig:
+    """The `[input]` section: what the network is given. Weights keep it in their header."""
+
+    normalise: Literal["imagenet", "unit"] = "imagenet"
+    fit: Fit = "stretch"  # in validation and prediction: to a square, or whole with grey bars
+
+
+def network_input(
+    batch: Batch,
+    config: InputConfig = InputConfig(),  # frozen
+) -> Tensor:
     """(B, 3, H, W) float32 in channels-last memory, from a batch of uint8 pictures.
 
     Inside a picture's rectangle the colour matrix and the normalisation apply; outside lies the
-    mean colour, which is 0 whatever the matrix is.
+    fill, whatever the matrix is.
     """
     size, height, width, _ = batch.images.shape
     device = batch.images.device
-    mean, gain = _constants(device)
+    mean, gain, fill = _constants(config, device)
     matrix = batch.colour[:, :, :3] * gain[:, None]  # (B, 3, 3)
-    offset = (batch.colour[:, :, 3] - 255 * mean) * gain  # (B, 3)
+    offset = (batch.colour[:, :, 3] - 255 * mean) * gain - fill  # (B, 3)
     pixels = batch.images.reshape(size, height * width, 3).float()
     with torch.autocast(device.type, enabled=False):  # half precision would lose grey levels
         output = torch.baddbmm(offset[:, None], pixels, matrix.mT)
     output = output.view(size, height, width, 3)
     output *= _inside(batch.rectangle, height, width)
+    if config != InputConfig():  # else the fill is 0
+        output += fill
     return output.permute(0, 3, 1, 2)
 
 
+def placement(picture: tuple[int, int], size: tuple[int, int], fit: Fit) -> tuple[int, ...]:
+    """Where a picture of (height, width) lies in a network input of `size`: left, top, width,
+    height in pixels.
+
+    A letterbox keeps the aspect ratio, rounds the shorter side down and centres, as Darknet does.
+    """
+    (rows, columns), (height, width) = picture, size
+    if fit == "stretch":
+        return 0, 0, width, height
+    if width * rows < height * columns:
+        height = max(rows * width // columns, 1)
+    else:
+        width = max(columns * height // rows, 1)
+    return (size[1] - width) // 2, (size[0] - height) // 2, width, height
+
+
 @lru_cache  # a copy to a GPU in every step would wait for the step before
-def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """(3,), (3,): the mean in 0..1, and one over the deviation in grey levels."""
+def _constants(config: InputConfig, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(3,) each: the mean in 0..1, one over the deviation in grey levels, the normalised fill."""
     with torch.inference_mode(False):  # whoever asks first, training can use them too
-        return torch.tensor(MEAN, device=device), 1 / (255 * torch.tensor(STD, device=device))
+        mean, std = (torch.tensor(v, device=device) for v in NORMALISATIONS[config.normalise])
+        fill = torch.tensor(MEAN if config.fit == "stretch" else [GREY] * 3, device=device)
+        return mean, 1 / (255 * std), (fill - mean) / std
 
 
 def _inside(rectangle: Tensor, height: int, width: int) -> Tensor:

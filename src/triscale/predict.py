@@ -20,14 +20,15 @@ from triscale.distributed import choose_device
 from triscale.errors import UserError
 from triscale.pixels import network_input
 from triscale.types import Detections, Sample
-from triscale.weights.native import load_weights
+from triscale.weights.formats import cached, load_weights
+from triscale.weights.zoo import ZOO
 
 
 class Detector:
     """Weights that are ready to use: `Detector("runs/mine")("picture.jpg")`.
 
-    `weights` is a weights file or a run folder (its best weights). Raises UserError if it can't be
-    read.
+    `weights` is a weights file of any format that weights/formats.py knows, a run folder (its best
+    weights), or the name of downloaded weights. Raises UserError if it can't be read.
     """
 
     def __init__(self, weights: str | Path, *, device: str = "auto") -> None:
@@ -52,20 +53,25 @@ class Detector:
 
     def batch(self, images: list[str | Path | NDArray[np.uint8]]) -> list[Detections]:
         """The detections in each of some pictures, computed together."""
-        size = (self.info.size, self.info.size)
-        samples = [val_transform(_sample(image), size) for image in images]
+        size, fit = (self.info.size, self.info.size), self.info.input.fit
+        samples = [val_transform(_sample(image), size, fit=fit) for image in images]
         batch = collate(samples).to(self.device)
         with torch.inference_mode():
-            decoded = detect(self.model(network_input(batch)), self._grid, self.decode)
-        return detections(decoded, size, original_sizes=batch.original_sizes)
+            predictions = self.model(network_input(batch, self.info.input))
+            decoded = detect(predictions, self._grid, self.decode)
+        return detections(decoded, size, original_sizes=batch.original_sizes, fit=fit)
 
 
 def find_weights(path: Path) -> Path:
-    """The weights file that `path` means: itself, or the best (else the newest) of a run folder."""
+    """The weights file that `path` means: itself, the best (else the newest) of a run folder, or
+    what was downloaded under that name."""
     if not path.is_dir():
-        if not path.exists():
-            raise UserError(f"{path}: no such weights file or run folder")
-        return path
+        if path.exists():
+            return path
+        if downloaded := cached(str(path)):
+            return downloaded
+        hint = f"; get it with: triscale download {path}" if str(path) in ZOO else ""
+        raise UserError(f"{path}: no such weights file or run folder{hint}")
     best = path / "best.safetensors"
     if best.is_file():
         return best

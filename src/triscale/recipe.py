@@ -20,6 +20,7 @@ from triscale.evaluation import EvalConfig
 from triscale.loss import LossConfig
 from triscale.model.yolo import ModelConfig
 from triscale.optim import OptimConfig
+from triscale.pixels import InputConfig
 from triscale.recipes import recipe_text
 from triscale.schedule import ScheduleConfig
 
@@ -67,6 +68,7 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    input: InputConfig = field(default_factory=InputConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -10,18 +10,20 @@ from pathlib import Path
 import torch
 
 from triscale.checkpoint import require_unused
-from triscale.config import apply_override, build
-from triscale.data.open import Data, describe, open_dataset
+from triscale.config import apply_override, build, to_dict
+from triscale.data.open import describe, open_dataset
 from triscale.data.options import DataConfig
 from triscale.decode import DecodeConfig
 from triscale.errors import UserError
 from triscale.evaluation import EvalConfig, Evaluation, choose_metric, evaluate
 from triscale.log import Narrator
-from triscale.model.yolo import YOLOv3, reclass
+from triscale.pixels import InputConfig
 from triscale.predict import Detector, find_weights
 from triscale.recipe import Recipe, load_recipe
 from triscale.training import Result, train
-from triscale.weights.native import load_weights
+from triscale.weights.formats import read_weights
+from triscale.weights.start import start_from
+from triscale.weights.zoo import ZOO
 
 
 def start_run(data: Path, settings: Recipe, *, name: str, out: Path | None = None) -> Result:
@@ -58,12 +60,15 @@ def evaluate_weights(
         raise UserError("expected --batch-size >= 1, --workers >= 0 and --size >= 32")
     detector = Detector(weights, device=device)
     table = {key: dict(detector.info.recipe.get(key, {})) for key in ("data", "decode", "evaluate")}
+    table["input"] = to_dict(detector.info.input)
     for key in ("path", "train", "val", "classes", "num_samples", "skip_bad"):
         table["data"].pop(key, None)  # they speak of the training data
     for assignment in overrides:
         apply_override(table, assignment)
-    if unknown := sorted(set(table) - {"data", "decode", "evaluate"}):
-        raise UserError(f"--set {unknown[0]}...: eval knows the sections data, decode and evaluate")
+    if unknown := sorted(set(table) - {"data", "decode", "evaluate", "input"}):
+        raise UserError(
+            f"--set {unknown[0]}...: eval knows the sections data, decode, evaluate and input"
+        )
     config = build(DataConfig, table["data"], where="data")
     if split:
         config = replace(config, val=split)
@@ -83,6 +88,7 @@ def evaluate_weights(
             metric=choose_metric(metric or chosen.metric, opened.format),
             config=chosen,
             decode=build(DecodeConfig, table["decode"], where="decode"),
+            input_config=build(InputConfig, table["input"], where="input"),
             batch_size=batch_size,
             workers=workers,
             device=detector.device,
@@ -97,44 +103,26 @@ def _run(settings: Recipe, run: Path, *, resume: bool) -> Result:
         narrator.say(line)
     model = None
     if settings.train.init and not resume:
-        model = _initial_model(settings, data, narrator)
+        path = find_weights(Path(settings.train.init))
+        start = start_from(
+            read_weights(path),
+            settings.model,
+            data.classes,
+            normalise=settings.input.normalise,
+            source=str(path),
+            generator=torch.Generator().manual_seed(settings.train.seed),
+        )
+        for line in start.report:
+            narrator.say(line)
+        model, settings = start.model, replace(settings, model=start.config)
     elif not resume:
-        narrator.say(f"training {settings.model.backbone} from random weights in {run}")
+        name = settings.model.backbone
+        hint = f" (ImageNet's can be had: triscale download {name})" if name in ZOO else ""
+        narrator.say(f"training {name} from random weights{hint} in {run}")
     result = train(settings, data, run, model=model, resume=resume, narrator=narrator)
     if result.last:
         narrator.say(f"best mAP {result.best:.4f}; weights, log and pictures in {run}")
     return result
-
-
-def _initial_model(settings: Recipe, data: Data, narrator: Narrator) -> YOLOv3:
-    """The network of `train.init`, with a new prediction layer where the class names differ."""
-    path = find_weights(Path(settings.train.init))
-    model, info = load_weights(path)
-    if info.model.backbone != settings.model.backbone:
-        raise UserError(
-            f"{path}: holds {info.model.backbone}, the recipe wants {settings.model.backbone}; "
-            f"use --set model.backbone={info.model.backbone}"
-        )
-    if info.classes == data.classes:
-        narrator.say(f"{path}: all weights taken")
-        return model
-    common = [name for name in data.classes if name in info.classes]
-    new = [name for name in data.classes if name not in info.classes]
-    narrator.say(
-        f"{path}: all weights taken but the classes': {_listed(common)} by name, "
-        f"{_listed(new)} at random"
-    )
-    return reclass(
-        model,
-        settings.model,
-        old_classes=info.classes,
-        new_classes=data.classes,
-        generator=torch.Generator().manual_seed(settings.train.seed),
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"{len(names)} ({', '.join(names)})" if names else "none"
 
 
 def _is_main() -> bool:

@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpus", default="0", help="GPU numbers as in 0,1,2; empty for the CPU")
     add("--epochs", type=int, default=200)
     add("--resume", default="", help="weights file to start from, or a run folder to go on with")
+    add("--pretrained-base", default="", help="ImageNet weights: a file, or a downloaded name")
     add("--start-epoch", type=int, default=0, help="with a weights file: the epoch to begin at")
     add("--lr", type=float, default=0.001)
     modes = ["constant", "step", "linear", "poly", "cosine"]
@@ -145,7 +146,7 @@ def settings_of(arguments: argparse.Namespace, device: str) -> Recipe:
             precision="fp16" if arguments.amp else "fp32",
             syncbn=arguments.syncbn,
             start_epoch=arguments.start_epoch,
-            init=arguments.resume,
+            init=arguments.resume or arguments.pretrained_base,
             log_interval=arguments.log_interval,
             val_interval=arguments.val_interval,
             save_interval=arguments.save_interval,

@@ -42,7 +42,7 @@ from triscale.log import LOSSES, Meter, Narrator, RunLog
 from triscale.loss import LossConfig, yolo_loss
 from triscale.model.yolo import YOLOv3, build_model
 from triscale.optim import SGD, parameter_groups, set_lr
-from triscale.pixels import network_input
+from triscale.pixels import InputConfig, network_input
 from triscale.progress import Progress, restore, snapshot
 from triscale.recipe import Recipe, dump_recipe
 from triscale.reporting import (
@@ -54,7 +54,8 @@ from triscale.reporting import (
 )
 from triscale.schedule import learning_rate
 from triscale.types import Batch, Losses
-from triscale.weights.native import WeightsInfo, save_weights
+from triscale.weights.contents import WeightsInfo
+from triscale.weights.native import save_weights
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -111,7 +112,7 @@ def train(
         groups = parameter_groups(model, recipe.optim)
         optimizer = SGD(groups, lr=recipe.optim.lr, momentum=recipe.optim.momentum)
         scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        info = WeightsInfo(data.classes, recipe.model, config.size, to_dict(recipe))
+        info = WeightsInfo(data.classes, recipe.model, config.size, recipe.input, to_dict(recipe))
         metric = choose_metric(recipe.evaluate.metric, data.format)
 
         # --- where it starts ---
@@ -180,6 +181,7 @@ def train(
                 batch.to(device),
                 grids[size],
                 config=recipe.loss,
+                input_config=recipe.input,
                 precision=config.precision,
                 global_batch=plan.batch_size,
             )
@@ -223,6 +225,7 @@ def train(
                         metric=metric,
                         config=recipe.evaluate,
                         decode=recipe.decode,
+                        input_config=recipe.input,
                         batch_size=max(1, plan.batch_size // processes.world_size),
                         workers=config.workers,
                         device=device,
@@ -275,12 +278,13 @@ def batch_losses(
     grid: Grid,
     *,
     config: LossConfig,
+    input_config: InputConfig,
     precision: str,
     global_batch: int,
 ) -> Losses:
     """The losses of a batch on its device: input, prediction, targets, loss."""
     size = batch.images.shape[1], batch.images.shape[2]
-    images = network_input(batch)
+    images = network_input(batch, input_config)
     dtype = _PRECISIONS[precision]
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
         predictions = model(images)

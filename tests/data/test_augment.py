@@ -5,6 +5,7 @@ The reference's own runs are compared with in test_augment_reference.py.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,10 @@ from triscale.data.augment import (
     train_transform,
     val_transform,
 )
+from triscale.data.loader import collate
+from triscale.data.pictures import read_picture
 from triscale.errors import UserError
-from triscale.pixels import FILL
+from triscale.pixels import FILL, InputConfig, network_input
 
 TWO = [(10.0, 12.0, 60.0, 50.0), (30.0, 5.0, 70.0, 58.0)]
 
@@ -297,6 +300,28 @@ def test_val_transform(rows: Any) -> None:
     assert out.rectangle.tolist() == [0, 0, 160, 60]
     assert out.boxes.tolist() == [[x1 * 4, y1 * 2, x2 * 4, y2 * 2] for x1, y1, x2, y2, _ in rows]
     np.testing.assert_array_equal(out.colour, np.eye(3, 4))
+
+
+@pytest.mark.parametrize("rows", [[], [(0, 0, 40, 30, 1), (4, 6, 10, 9, 0)]])
+def test_letterbox(rows: Any) -> None:
+    out = val_transform(make_sample(noise(30, 40), rows), (160, 160), fit="letterbox")
+    assert out.image.shape == (160, 160, 3)
+    assert out.rectangle.tolist() == [0, 20, 160, 140]
+    expected = [[x1 * 4, y1 * 4 + 20, x2 * 4, y2 * 4 + 20] for x1, y1, x2, y2, _ in rows]
+    assert out.boxes.tolist() == expected
+    np.testing.assert_array_equal(out.image[20, [0, -1]], noise(30, 40)[0, [0, -1]])  # corners
+    np.testing.assert_array_equal(out.image[139, [0, -1]], noise(30, 40)[-1, [0, -1]])
+
+
+@pytest.mark.parametrize("picture", ["dog", "person", "street_small"])
+def test_letterbox_equals_darknets(picture: str, shared: Path) -> None:
+    """Up to the rounding to bytes: half a grey level and float32's own."""
+    image = read_picture(shared / "data" / "pictures" / f"{picture}.jpg")
+    sample = val_transform(make_sample(image, []), (416, 416), fit="letterbox")
+    ours = network_input(collate([sample]), InputConfig("unit", "letterbox"))[0]
+    with np.load(shared / "oracles" / "darknet-tiny" / "tensors.npz") as arrays:
+        difference = 255 * np.abs(ours.numpy() - arrays[f"{picture}_input"])
+    assert difference.max() < 0.505
 
 
 def test_mixup_by_hand() -> None:

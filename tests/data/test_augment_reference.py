@@ -91,21 +91,29 @@ def test_boxes_move_as_in_the_reference(recorded_crops: list[dict[str, Any]], ru
     np.testing.assert_allclose(moved[keep], expected[:, :4], rtol=0, atol=1e-5)
 
 
-def test_boxes_crop_flip_and_resize_as_in_the_reference(golden: Path) -> None:
+def test_boxes_crop_flip_resize_and_shift_as_in_the_reference(golden: Path) -> None:
     arrays = np.load(golden / "bbox_transforms.npz")
-    boxes = arrays["bbox"][:, :4].astype(np.float32)
+    rows = arrays["bbox"]
+    boxes = rows[:, :4].astype(np.float32)
     for k in range(5):
         crop = tuple(arrays[f"crop{k}_box"].tolist())
         moved, keep = move_boxes(
             boxes, Geometry((60, 80), (0, 0), crop, "linear", flip=False), (crop[3], crop[2])
         )
-        expected = arrays[f"crop{k}_keep_center"][:, :4]
-        np.testing.assert_allclose(moved[keep], expected, rtol=0, atol=1e-5)
+        expected = arrays[f"crop{k}_keep_center"]
+        np.testing.assert_array_equal(moved[keep], expected[:, :4])  # whole numbers
+        np.testing.assert_array_equal(rows[keep, 4:], expected[:, 4:])  # the same boxes are left
     whole = Geometry((60, 80), (0, 0), (0, 0, 80, 60), "linear", flip=False)
-    moved, _ = move_boxes(boxes, whole._replace(flip=True), (60, 80))
+    moved, keep = move_boxes(boxes, whole._replace(flip=True), (60, 80))
     np.testing.assert_array_equal(moved, arrays["flip_x_80x60"][:, :4])
+    assert keep.all()
     moved, _ = move_boxes(boxes, whole, (320, 416))
     np.testing.assert_allclose(moved, arrays["resize_80x60_to_416x320"][:, :4], rtol=1e-6)
+    # The place of a picture on its canvas; the crop begins high enough to hold what lies above it.
+    shifted = whole._replace(canvas=(60, 90), offset=(7, -3), crop=(0, -3, 90, 60))
+    moved, keep = move_boxes(boxes, shifted, (60, 90))
+    np.testing.assert_array_equal(moved - (0, 3, 0, 3), arrays["translate_7_m3"][:, :4])
+    assert keep.all()
 
 
 @pytest.mark.parametrize("run", range(20))

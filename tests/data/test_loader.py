@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -228,6 +230,22 @@ def test_a_bad_partner_is_named(flat: Index) -> None:
         list(make_loader(flat, draws, config=STILL, workers=2))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="signals do not say who sent them")
+def test_workers_end_at_their_parents_word_only(flat: Index) -> None:
+    """Ignoring the parent too would keep a program that fails from ending."""
+    loader = make_loader(flat, [[Draw(1, (32, 32), 0)]] * 50, config=STILL, workers=1)
+    next(loader)
+    [worker] = multiprocessing.active_children()
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    worker.join(1)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == 0
+
+
+# the thread that feeds the dead worker's queue may complain
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_worker_that_dies_is_a_clear_error(flat: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     if multiprocessing.get_start_method() != "fork":
         pytest.skip("a worker sees the patched function only if it is forked")

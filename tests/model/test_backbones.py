@@ -13,6 +13,7 @@ import torch
 
 from triscale.anchors import map_sizes
 from triscale.errors import UserError
+from triscale.model.mobilenet import MobileNet, width_of
 from triscale.model.tiny import SamePool
 from triscale.model.yolo import build_backbone
 
@@ -77,3 +78,15 @@ def test_unknown_name(name: str) -> None:
     ) as info:
         build_backbone(name)
     assert f"'{name}'" in str(info.value)
+
+
+@pytest.mark.parametrize("width", [1.0, 0.75, 0.5, 0.25, 0.1, 0.35, 1.4, 1 / 32])
+def test_the_width_by_the_channels(width: float) -> None:
+    channels = MobileNet(width).channels[0]
+    assert MobileNet(width_of(channels)).channels[0] == channels
+    assert width_of(channels) == pytest.approx(width, abs=1e-3)
+
+
+@pytest.mark.parametrize("channels", [-1, 0, 31])
+def test_no_width_is_so_narrow(channels: int) -> None:
+    assert width_of(channels) == 0

@@ -13,7 +13,7 @@ from triscale.anchors import TINY_ANCHORS, YOLO3_ANCHORS
 from triscale.config import build, to_dict
 from triscale.errors import UserError
 from triscale.model.layers import ConvCell
-from triscale.model.yolo import ModelConfig, YOLOv3, build_model, reclass
+from triscale.model.yolo import ModelConfig, YOLOv3, build_model, reclass, skeleton
 
 SMALL = ModelConfig(backbone="mobilenet0.25")
 
@@ -79,6 +79,20 @@ def test_strides_must_have_equally_many_anchors() -> None:
     config = ModelConfig("tiny", anchors=(((9.0, 9.0),), ((4.0, 5.0), (6.0, 7.0))))
     with pytest.raises(UserError, match="lists of equally many"):
         build_model(config, 1, generator=seeded())
+
+
+def test_spp_predicts_in_the_same_places() -> None:
+    config = ModelConfig("mobilenet0.25", spp=True)
+    model = build_model(config, 7, generator=seeded()).eval()
+    with torch.inference_mode():
+        assert model(torch.zeros(2, 3, 33, 70)).classes.shape == (2, 3 * (2 * 3 + 3 * 5 + 5 * 9), 7)
+
+
+@pytest.mark.parametrize(("num_classes", "expected"), [(1, 62_626_966), (80, 63_052_381)])
+def test_spp_has_as_many_numbers_as_darknets(num_classes: int, expected: int) -> None:
+    state = skeleton(ModelConfig(spp=True), num_classes).state_dict()
+    found = sum(t.numel() for key, t in state.items() if not key.endswith("num_batches_tracked"))
+    assert found == expected  # yolov3-spp.weights less its header
 
 
 def test_default_anchors() -> None:
@@ -162,6 +176,7 @@ def test_priors(objectness: float, classes: float, expected: tuple[float, float]
         ({"class_prior": -0.1}, "model.class_prior: expected .* got -0.1"),
         ({"init": "xavier"}, "model.init: expected one of 'uniform', 'kaiming'"),
         ({"backbone": "vgg"}, "unknown network 'vgg'"),
+        ({"backbone": "tiny", "spp": True}, "model.spp: the head of YOLOv3-tiny has no place"),
     ],
 )
 def test_wrong_settings(table: dict[str, object], message: str) -> None:

@@ -13,16 +13,14 @@ from safetensors.torch import save_file
 
 from triscale.errors import UserError
 from triscale.model.yolo import ModelConfig, YOLOv3, build_model
-from triscale.weights.native import (
-    WeightsInfo,
-    load_state,
-    load_weights,
-    save_tensors,
-    save_weights,
-)
+from triscale.pixels import InputConfig
+from triscale.weights.contents import WeightsInfo
+from triscale.weights.formats import load_weights
+from triscale.weights.native import load_state, save_tensors, save_weights
 
 CONFIG = ModelConfig(backbone="mobilenet0.1", init="kaiming", objectness_prior=0.01)
-INFO = WeightsInfo(("cat", "côté"), CONFIG, 96, {"decode": {"keep": 10}})
+INPUT = InputConfig(normalise="unit", fit="letterbox")
+INFO = WeightsInfo(("cat", "côté"), CONFIG, 96, INPUT, {"decode": {"keep": 10}})
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +53,7 @@ def test_the_file_is_plain_safetensors(model: YOLOv3, weights: Path) -> None:
     assert json.loads(header["classes"]) == ["cat", "côté"]
     assert json.loads(header["size"]) == 96
     assert len(json.loads(header["anchors"])) == 3
-    assert header.keys() == {"format", "classes", "model", "anchors", "size", "recipe"}
+    assert header.keys() == {"format", "classes", "model", "anchors", "size", "input", "recipe"}
 
 
 def test_memory_order_is_not_stored(model: YOLOv3, weights: Path) -> None:
@@ -120,6 +118,8 @@ def test_foreign(tmp_path: Path) -> None:
         ("model", '{"spine": 1}', "unknown key 'spine'"),
         ("model", '{"backbone": "resnet"}', "unknown network 'resnet'"),
         ("size", '"wide"', "the header is damaged"),
+        ("input", None, "the header is damaged"),
+        ("input", '{"fit": "crop"}', "input.fit: expected one of"),
     ],
 )
 def test_wrong_header(key: str, text: str | None, message: str, weights: Path) -> None:
@@ -142,9 +142,24 @@ def test_tensors_that_do_not_fit(model: YOLOv3) -> None:
     for wrong in (
         {},
         less,
+        {name: t for name, t in tensors.items() if not name.endswith("running_var")},
         tensors | {"extra": torch.zeros(1)},
         tensors | {"head.outputs.0.bias": torch.zeros(3)},
     ):
         with pytest.raises(UserError, match=r"^there: \d+ tensors do not fit the network"):
             load_state(model, wrong, source="there")
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_the_counters_of_batches_may_be_missing(model: YOLOv3) -> None:
+    """Other programs' files don't have them."""
+    tensors = {k: t for k, t in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    load_state(model, tensors, source="there")
+
+
+def test_values_that_are_not_finite(model: YOLOv3, weights: Path) -> None:
+    tensors = {**model.state_dict(), "head.outputs.0.bias": torch.full((21,), torch.nan)}
+    with safe_open(weights, framework="pt") as file:
+        save_tensors(weights, tensors, file.metadata())
+    with pytest.raises(UserError, match=r"head\.outputs\.0\.bias has values that are not finite"):
+        load_weights(weights)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from triscale.boxes import clip_boxes, pairwise_iou
 from triscale.errors import UserError
-from triscale.pixels import FILL
+from triscale.pixels import FILL, Fit, placement
 from triscale.types import Sample
 
 Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
@@ -309,12 +309,33 @@ def train_transform(
     )
 
 
-def val_transform(sample: Sample, size: tuple[int, int]) -> Sample:
-    """A sample resized to `size` (height, width), the aspect ratio not kept."""
+def val_transform(sample: Sample, size: tuple[int, int], *, fit: Fit = "stretch") -> Sample:
+    """A sample fitted into `size` (height, width): stretched, or whole on a canvas."""
     old = sample.image.shape[0], sample.image.shape[1]
-    scale = _xyxy(size[1] / old[1], size[0] / old[0])
+    left, top, width, height = placement(old, size, fit)
+    if fit == "stretch":
+        image = resize(sample.image, size, interpolation=interpolation_for(old, size))
+    else:
+        image = np.zeros((*size, 3), np.uint8)  # the fill comes with the normalisation
+        image[top : top + height, left : left + width] = _darknet_resize(
+            sample.image, (height, width)
+        )
     return sample._replace(
-        image=resize(sample.image, size, interpolation=interpolation_for(old, size)),
-        boxes=sample.boxes * scale,
-        rectangle=np.array([0, 0, size[1], size[0]], np.float32),
+        image=image,
+        boxes=sample.boxes * _xyxy(width / old[1], height / old[0]) + _xyxy(left, top),
+        rectangle=np.array([left, top, left + width, top + height], np.float32),
     )
+
+
+def _darknet_resize(image: Image, size: tuple[int, int]) -> Image:
+    """An image resized to (height, width) as Darknet does: linear between the corner pixels'
+    centres, and without smoothing where it shrinks."""
+    # Not OpenCV's: its resize puts the centres elsewhere, its remap has 32 steps between pixels.
+    resized = image.astype(np.float32)
+    for axis, (old, new) in enumerate(zip(image.shape[:2], size, strict=True)):
+        at = np.linspace(0, old - 1, new, dtype=np.float32)
+        before = at.astype(np.int64).clip(0, max(old - 2, 0))
+        part = (at - before).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        after = np.minimum(before + 1, old - 1)
+        resized = resized.take(before, axis) * (1 - part) + resized.take(after, axis) * part
+    return np.rint(resized).astype(np.uint8)

@@ -22,6 +22,15 @@ from triscale.data.options import DataConfig
 from triscale.errors import DataError, UserError
 
 _UNKNOWN = 4  # the fault of an object of no known class
+_VOC_TO_COCO = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+SYNONYMS = _VOC_TO_COCO | {coco: voc for voc, coco in _VOC_TO_COCO.items()}
 
 
 class Found(NamedTuple):
@@ -107,7 +116,8 @@ def size_problem(said: tuple[float, float] | None, actual: tuple[int, int]) -> s
 
 
 def class_numbers(names: Iterable[str], classes: Sequence[str]) -> dict[str, int]:
-    """The class of each name: an exact match, or else the only one that differs just in case.
+    """The class of each name: an exact match, or else the only one that differs just in case, or
+    else the one that VOC or COCO calls by another name.
 
     Names of no class are absent from the answer.
     """
@@ -117,7 +127,10 @@ def class_numbers(names: Iterable[str], classes: Sequence[str]) -> dict[str, int
         folded.setdefault(name.casefold(), []).append(label)
     numbers: dict[str, int] = {}
     for name in names:
-        candidates = [exact[name]] if name in exact else folded.get(name.casefold(), [])
+        other = SYNONYMS.get(name.casefold(), "")
+        candidates = folded.get(name.casefold()) or folded.get(other, [])
+        if name in exact:
+            candidates = [exact[name]]
         if len(candidates) == 1:
             numbers[name] = candidates[0]
     return numbers

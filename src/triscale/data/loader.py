@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +21,7 @@ from triscale.data.augment import AugmentConfig, mix, train_transform, val_trans
 from triscale.data.index import Index
 from triscale.data.pictures import read_picture
 from triscale.errors import UserError
+from triscale.pixels import Fit
 from triscale.types import Batch, Draw, Sample
 
 
@@ -43,11 +48,11 @@ def load(index: Index, image: int) -> Sample:
     )
 
 
-def read(index: Index, draw: Draw, config: AugmentConfig) -> Sample:
+def read(index: Index, draw: Draw, config: AugmentConfig, *, fit: Fit = "stretch") -> Sample:
     """The sample that a draw describes: a pure function of its arguments and the files."""
     sample = load(index, draw.index)
     if not draw.augment:
-        return val_transform(sample, draw.size)
+        return val_transform(sample, draw.size, fit=fit)
     if draw.partner is not None:
         other = load(index, draw.partner)
         sample = sample._replace(
@@ -98,12 +103,13 @@ class DrawDataset(Dataset[Sample | UserError]):
     """Samples by draw. A picture that can't be read is returned as an error, not raised: an
     exception that crosses from a worker arrives wrapped in its traceback."""
 
-    def __init__(self, index: Index, config: AugmentConfig) -> None:
+    def __init__(self, index: Index, config: AugmentConfig, fit: Fit = "stretch") -> None:
         self._index, self._config = index, config
+        self._fit: Fit = fit
 
     def __getitem__(self, draw: Draw) -> Sample | UserError:
         try:
-            return read(self._index, draw, self._config)
+            return read(self._index, draw, self._config, fit=self._fit)
         except UserError as error:
             return error
 
@@ -114,17 +120,19 @@ def make_loader(
     *,
     config: AugmentConfig,
     workers: int,
+    fit: Fit = "stretch",
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """The batches of `batches`, in order, read ahead by `workers` processes (0: by this one).
 
+    `fit` is for the draws without augmentation.
     Raises UserError, naming the file, when a picture can't be read.
     """
     with warnings.catch_warnings():
         # torch advises against more workers than cores; how many there are is the user's word.
         warnings.filterwarnings("ignore", "This DataLoader will create")
         loader: DataLoader[Batch | UserError] = DataLoader(
-            DrawDataset(index, config),  # type: ignore[arg-type]  # torch: batches are samples
+            DrawDataset(index, config, fit),  # type: ignore[arg-type]  # torch: batches are samples
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=_collate_or_error,
@@ -133,6 +141,7 @@ def make_loader(
             # its own: the global one would otherwise be drawn from for the workers' base seed
             generator=torch.Generator(),
         )
+    stream = None
     try:
         with warnings.catch_warnings():  # it says so again when the workers start
             warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -148,6 +157,8 @@ def make_loader(
             f"a data loading process died ({str(error).splitlines()[0]}); the usual reason is too "
             "little memory: try fewer --workers"
         ) from error
+    finally:
+        stream = None  # ends the workers now, not when the error that holds this frame is gone
 
 
 def _collate_or_error(samples: list[Sample | UserError]) -> Batch | UserError:
@@ -163,4 +174,15 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # one thread per worker: the processes already share the cores
     # Ctrl-C, and the SIGTERM that a scheduler sends to a whole job, are the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":  # elsewhere nothing tells who sent a signal: torch's handler stays
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    """End when the parent says so: it does at its exit, if an error still holds the loader."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)

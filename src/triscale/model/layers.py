@@ -53,6 +53,18 @@ class ConvCell(nn.Module):
         return self.act(self.norm(self.conv(x)))
 
 
+class SpatialPyramid(nn.Module):
+    """(B, C, H, W) -> (B, 4C, H, W): the map beside its maxima over 5, 9 and 13 pixels.
+
+    He et al. 2015, "Spatial Pyramid Pooling", in the form and the order of Darknet's
+    cfg/yolov3-spp.cfg.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = [functional.max_pool2d(x, k, stride=1, padding=k // 2) for k in (13, 9, 5)]
+        return cat([*pooled, x], dim=1)
+
+
 class DetectionBlock(nn.Module):
     """x -> route, which the next stride goes on from, and tip, which this stride predicts from."""
 
@@ -105,19 +117,26 @@ def _upsample_onto(x: Tensor, skip: Tensor) -> Tensor:
 
 
 def yolo3_head(
-    in_channels: Sequence[int], *, widths: Sequence[int], out_channels: Sequence[int]
+    in_channels: Sequence[int],
+    *,
+    widths: Sequence[int],
+    out_channels: Sequence[int],
+    spp: bool = False,
 ) -> Head:
     """YOLOv3's head; the three sequences have one entry per stride, deepest first.
 
-    A block of width c: cells 1x1 c, 3x3 2c, 1x1 c, 3x3 2c, 1x1 c (route), then 3x3 2c (tip).
+    A block of width c: cells 1x1 c, 3x3 2c, 1x1 c, 3x3 2c, 1x1 c (route), then 3x3 2c (tip). With
+    `spp` the first block has the pyramid and one more 1x1 cell after its third.
     """
     blocks: list[DetectionBlock] = []
     for i, (channels, width) in enumerate(zip(in_channels, widths, strict=True)):
         upsampled = width if i > 0 else 0  # channels that come from the stride before
+        pyramid = [SpatialPyramid(), ConvCell(4 * width, width, kernel=1)]
         body = nn.Sequential(
             ConvCell(upsampled + channels, width, kernel=1),
             ConvCell(width, 2 * width, kernel=3),
             ConvCell(2 * width, width, kernel=1),
+            *(pyramid if spp and i == 0 else []),
             ConvCell(width, 2 * width, kernel=3),
             ConvCell(2 * width, width, kernel=1),
         )

@@ -58,6 +58,13 @@ class MobileNet(nn.Module):
         return maps[::-1]
 
 
+def width_of(channels: int) -> float:
+    """The shortest decimal width that gives the deepest map `channels`; 0 if there is none."""
+    full = STAGES[-1][-1][0]  # 2^10: ten digits are enough for any number of channels
+    widths = (round(channels / full, digits) for digits in range(1, 11))
+    return next((w for w in widths if int(full * w) == channels and int(STEM_CHANNELS * w)), 0.0)
+
+
 def mobilenet(width: float = 1.0) -> MobileNet:
     """MobileNet v1 of a width: 1.0 and 0.25 are the reference's, any other works too."""
     return MobileNet(width)

@@ -39,6 +39,7 @@ class ModelConfig:
 
     backbone: str = "darknet53"  # darknet53 | mobilenet<width>, as in mobilenet0.25 | tiny
     anchors: Anchors = ()  # (w, h) in pixels per stride, deepest first; empty: the backbone's own
+    spp: bool = False  # spatial pyramid pooling in the head's first block, as in yolov3-spp
     # uniform: as the reference. kaiming: He et al. 2015, fan out; N(0, 0.01) in the last layer.
     init: Literal["uniform", "kaiming"] = "uniform"
     objectness_prior: float = 0.0  # initial probability of an object; 0: bias 0, as the reference
@@ -82,16 +83,23 @@ class YOLOv3(nn.Module):
 
 def build_model(config: ModelConfig, num_classes: int, *, generator: torch.Generator) -> YOLOv3:
     """A freshly initialised network on the CPU; all its randomness comes from `generator`."""
-    # PyTorch's own initialisation would draw from the global generator; on the meta device it
-    # neither draws nor costs time, and init_weights fills every tensor afterwards.
-    with torch.device("meta"):
-        backbone = build_backbone(config.backbone)
-        anchors = _anchors(config, len(backbone.channels))
-        head = _build_head(backbone, [_num_outputs(row, num_classes) for row in anchors])
-        model = YOLOv3(backbone, head, anchors=anchors, num_classes=num_classes)
+    model = skeleton(config, num_classes)
     model.to_empty(device="cpu")
     init_weights(model, config, generator=generator)
     return model
+
+
+def skeleton(config: ModelConfig, num_classes: int) -> YOLOv3:
+    """A network on the meta device: names and shapes, without memory and without weights."""
+    # PyTorch's own initialisation would draw from the global generator; here it neither draws nor
+    # costs time, and build_model fills every tensor afterwards.
+    with torch.device("meta"):
+        backbone = build_backbone(config.backbone)
+        anchors = _anchors(config, len(backbone.channels))
+        head = _build_head(
+            backbone, [_num_outputs(row, num_classes) for row in anchors], spp=config.spp
+        )
+        return YOLOv3(backbone, head, anchors=anchors, num_classes=num_classes)
 
 
 def build_backbone(name: str) -> Backbone:
@@ -180,13 +188,15 @@ def _num_outputs(anchors: Sequence[tuple[float, float]], num_classes: int) -> in
     return len(anchors) * (NUM_BOX_CHANNELS + num_classes)
 
 
-def _build_head(backbone: Backbone, out_channels: Sequence[int]) -> Head:
+def _build_head(backbone: Backbone, out_channels: Sequence[int], *, spp: bool) -> Head:
     if isinstance(backbone, TinyDarknet):
+        if spp:
+            raise UserError("model.spp: the head of YOLOv3-tiny has no place for it")
         return tiny_head(out_channels)
     # GluonCV narrows the head for mobilenet0.25 alone; here for all whose deepest map has fewer
     # channels than the wide head's first cell, that is for widths below 0.5.
     widths = (512, 256, 128) if backbone.channels[0] >= 512 else (256, 128, 128)
-    return yolo3_head(backbone.channels, widths=widths, out_channels=out_channels)
+    return yolo3_head(backbone.channels, widths=widths, out_channels=out_channels, spp=spp)
 
 
 def _outputs(model: YOLOv3) -> list[nn.Conv2d]:

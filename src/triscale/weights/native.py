@@ -1,7 +1,7 @@
-"""Weights files: safetensors with all that is needed to use them in the header.
+"""Our own weights files: safetensors with all that is needed to use them in the header.
 
-The header carries the class names, the network, its anchors and input size, and the recipe, so that
-a file alone is enough to evaluate or to predict. No pickle is involved, in reading or in writing.
+The header carries the class names, the network, its anchors, its input, and the recipe, so that a
+file alone is enough to evaluate or to predict. No pickle is involved, in reading or in writing.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import cast
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -19,38 +18,35 @@ from torch import Tensor
 from triscale.config import build, to_dict
 from triscale.errors import UserError
 from triscale.files import write_atomically
-from triscale.model.yolo import ModelConfig, YOLOv3, build_model
+from triscale.model.yolo import ModelConfig, YOLOv3, skeleton
+from triscale.pixels import InputConfig
+from triscale.weights.contents import Weights, WeightsInfo, require_finite
 
 _FORMAT = "triscale-weights-1"
 
 
-class WeightsInfo(NamedTuple):
-    """The header of a weights file."""
-
-    classes: tuple[str, ...]
-    model: ModelConfig
-    size: int  # side of the square network input it was trained for
-    recipe: Mapping[str, Any]  # the sections of the recipe it was trained with
-
-
 def save_weights(path: Path, model: YOLOv3, info: WeightsInfo) -> None:
     """Write the weights of `model` and their header to `path`, atomically."""
+    write_native(path, Weights(model.state_dict(), info))
+
+
+def write_native(path: Path, weights: Weights) -> None:
+    """Write weights and their header to `path`, atomically."""
+    info = weights.info
     header = {
         "format": _FORMAT,
         "classes": json.dumps(info.classes),
         "model": json.dumps(to_dict(info.model)),
-        "anchors": json.dumps(model.anchors),
+        "anchors": json.dumps(skeleton(info.model, 1).anchors),  # for other programs
         "size": json.dumps(info.size),
+        "input": json.dumps(to_dict(info.input)),
         "recipe": json.dumps(info.recipe),
     }
-    save_tensors(path, model.state_dict(), header)
+    save_tensors(path, weights.tensors, header)
 
 
-def load_weights(path: Path) -> tuple[YOLOv3, WeightsInfo]:
-    """The network of a weights file, on the CPU in evaluation mode, and its header.
-
-    Raises UserError when the file can't be read or is not a triscale weights file.
-    """
+def read_native(path: Path) -> Weights:
+    """The content of a file that `write_native` wrote; UserError if it isn't one."""
     tensors, header = read_tensors(path)
     if header.get("format") != _FORMAT:
         raise UserError(
@@ -62,20 +58,25 @@ def load_weights(path: Path) -> tuple[YOLOv3, WeightsInfo]:
             classes=tuple(json.loads(header["classes"])),
             model=build(ModelConfig, json.loads(header["model"]), where=f"{path}: model"),
             size=int(json.loads(header["size"])),
+            input=build(InputConfig, json.loads(header["input"]), where=f"{path}: input"),
             recipe=json.loads(header["recipe"]),
         )
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: the header is damaged ({error})") from error
-    model = build_model(info.model, len(info.classes), generator=torch.Generator())
-    load_state(model, tensors, source=str(path))
-    return model.eval(), info
+    require_finite(tensors, path=path)
+    return Weights(tensors, info)
 
 
 def load_state(model: YOLOv3, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Put `tensors` into `model`; UserError unless every name and shape fits."""
+    """Put `tensors` into `model`; UserError unless every name and shape fits.
+
+    The counters of batches, which other programs' files don't have, may be missing.
+    """
     expected = model.state_dict()
+    counters = {name: t for name, t in expected.items() if name.endswith("num_batches_tracked")}
+    tensors = {**counters, **tensors}
     wrong = sorted(set(expected) ^ set(tensors)) or [
         name for name, tensor in tensors.items() if tensor.shape != expected[name].shape
     ]

@@ -1,0 +1,128 @@
+"""Weights files of every format that we know, told apart by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from triscale.errors import UserError
+from triscale.model.yolo import YOLOv3, build_model
+from triscale.pixels import Fit
+from triscale.weights import zoo
+from triscale.weights.contents import Weights, WeightsInfo, class_names
+from triscale.weights.darknet import beside, is_darknet, read_darknet, write_darknet
+from triscale.weights.gluoncv import read_gluoncv, write_gluoncv
+from triscale.weights.native import load_state, read_native, write_native
+from triscale.weights.tensorflow import read_tensorflow
+
+if TYPE_CHECKING:
+    from triscale.log import Narrator
+
+_READABLE = ".safetensors (triscale), .params (GluonCV), .weights or .conv.N (Darknet), .npz"
+_WRITABLE = ".safetensors (triscale), .params (GluonCV) or .weights (Darknet)"
+
+
+def read_weights(
+    path: Path, *, cfg: Path | None = None, classes: Sequence[str] | None = None
+) -> Weights:
+    """The content of a weights file.
+
+    `cfg` describes a Darknet file (by default the .cfg of the same name is looked for); `classes`
+    replaces the class names. Raises UserError if the file can't be read or doesn't fit together.
+    """
+    suffix = path.suffix.lower()
+    if cfg and not is_darknet(path):
+        raise UserError(f"{path}: a .cfg describes Darknet's weights only")
+    if is_darknet(path):
+        weights = read_darknet(path, cfg=cfg, classes=classes)
+    elif suffix == ".params":
+        weights = read_gluoncv(path, classes=classes)
+    elif suffix == ".npz":
+        weights = read_tensorflow(path)
+    elif suffix == ".safetensors":
+        weights = read_native(path)
+        if classes is not None:
+            names = class_names(len(weights.info.classes), classes, path=path)
+            weights = weights._replace(info=weights.info._replace(classes=names))
+    else:
+        raise UserError(f"{path}: expected a weights file named {_READABLE}, found '{path.name}'")
+    return weights
+
+
+def writer_of(path: Path) -> Callable[[Path, Weights], None]:
+    """What writes the format that the name of `path` stands for; UserError if there is none."""
+    if is_darknet(path):
+        return write_darknet
+    if path.suffix.lower() == ".params":
+        return write_gluoncv
+    if path.suffix.lower() == ".safetensors":
+        return write_native
+    raise UserError(f"{path}: expected a name that ends in {_WRITABLE}, found '{path.name}'")
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """All that writing weights to `path` may write: Darknet's come with their description."""
+    texts = (beside(path, ".cfg"), beside(path, ".names")) if is_darknet(path) else ()
+    return (path, *texts)
+
+
+def load_weights(path: Path) -> tuple[YOLOv3, WeightsInfo]:
+    """The network of a weights file, on the CPU in evaluation mode, and what is known about it.
+
+    Raises UserError when the file can't be read or doesn't hold a whole network.
+    """
+    weights = read_weights(path)
+    info = weights.info
+    if not info.classes:
+        raise UserError(
+            f"{path}: holds the first layers of a network only; training can start from it "
+            "(triscale train --init)"
+        )
+    model = build_model(info.model, len(info.classes), generator=torch.Generator())
+    load_state(model, weights.tensors, source=str(path))
+    return model.eval(), info
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    cfg: Path | None = None,
+    classes: Sequence[str] | None = None,
+    size: int | None = None,
+    fit: Fit | None = None,
+) -> Weights:
+    """Write the weights of `source` to `target`, each in the format of its name; returns them.
+
+    `classes`, `size` and `fit` state what the source doesn't know or knows wrongly.
+    """
+    write = writer_of(target)
+    weights = read_weights(source, cfg=cfg, classes=classes)
+    info = weights.info
+    info = info._replace(
+        size=size or info.size, input=replace(info.input, fit=fit or info.input.fit)
+    )
+    weights = weights._replace(info=info)
+    write(target, weights)
+    return weights
+
+
+def fetch(name: str, *, narrator: Narrator, mirror: str | None = None) -> Path:
+    """Published weights by name as our own file in the cache folder, downloaded if need be."""
+    path = cached(name)
+    if path is None:
+        params = zoo.download(name, narrator=narrator, mirror=mirror)
+        path = params.with_suffix(".safetensors")
+        convert(params, path)
+        params.unlink()
+    return path
+
+
+def cached(name: str) -> Path | None:
+    """The file that `fetch` left for a name; None if there is none."""
+    path = zoo.cache_folder() / f"{name}-{zoo.ZOO.get(name, '')[:8]}.safetensors"
+    return path if name in zoo.ZOO and path.is_file() else None

@@ -1,0 +1,124 @@
+"""A network that begins with another's weights: what fits is loaded, and every rest is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from triscale.data.build import class_numbers
+from triscale.errors import UserError
+from triscale.model.yolo import ModelConfig, YOLOv3, build_model, reclass, skeleton
+from triscale.weights.contents import Weights, WeightsInfo, with_normalisation
+
+
+class Start(NamedTuple):
+    """A network to train on."""
+
+    model: YOLOv3
+    config: ModelConfig  # the recipe's, with the file's anchors if the recipe names none
+    report: tuple[str, ...]  # lines for people: what was loaded, adapted, left at random
+
+
+def start_from(
+    weights: Weights,
+    config: ModelConfig,
+    classes: Sequence[str],
+    *,
+    normalise: Literal["imagenet", "unit"],
+    source: str,
+    generator: torch.Generator,
+) -> Start:
+    """A network for `classes` with as much of `weights` as it can take.
+
+    A new class begins as the old one of its name; what the file doesn't have is random, drawn from
+    `generator`. Raises UserError if the weights are another network's.
+    """
+    info = weights.info
+    _require_same(info, config, weights.tensors, source)
+    adapted: list[str] = []
+    if info.input.normalise != normalise:
+        weights = with_normalisation(weights, normalise)
+        adapted.append(
+            f"the first convolution, from {info.input.normalise} to {normalise} input (exact but "
+            "for the border)"
+        )
+    if info.classes and not config.anchors:
+        config = replace(config, anchors=info.model.anchors)
+    theirs, ours = skeleton(info.model, 1).anchors, skeleton(config, 1).anchors
+    tensors = dict(weights.tensors)
+    old = info.classes
+    if old and [len(row) for row in theirs] != [len(row) for row in ours]:
+        tensors = {k: t for k, t in tensors.items() if not k.startswith("head.outputs.")}
+        old = ()
+    elif old and theirs != ours:
+        adapted.append("the anchors: sizes are now relative to the recipe's")
+
+    model = build_model(config, len(old or classes), generator=generator)
+    state = model.state_dict()
+    for name, tensor in tensors.items():
+        if name not in state or state[name].shape != tensor.shape:
+            raise UserError(f"{source}: {name} does not fit {config.backbone}")
+    model.load_state_dict(tensors, strict=False)
+    at_random = _missing(state, tensors)
+    if old and old != tuple(classes):
+        known = {name: old[label] for name, label in class_numbers(classes, old).items()}
+        model = reclass(
+            model,
+            config,
+            old_classes=old,
+            new_classes=classes,
+            generator=generator,
+            reuse={new: was for new, was in known.items() if new != was},
+        )
+        matched = [name if name == was else f"{name} = {was}" for name, was in known.items()]
+        adapted.append(f"the outputs, by class name: {_listed(matched)}")
+        unknown = [name for name in classes if name not in known]
+        if unknown:
+            at_random.append(f"the outputs of {_listed(unknown)}")
+    layers = _layers(state)
+    report = [f"{source}: loaded {len(_layers(tensors))} of {len(layers)} convolutions"]
+    report += [f"  adapted: {line}" for line in adapted]
+    report += [f"  at random: {line}" for line in at_random]
+    return Start(model, config, tuple(report))
+
+
+def _require_same(
+    info: WeightsInfo, config: ModelConfig, tensors: Mapping[str, Tensor], source: str
+) -> None:
+    if info.model.backbone != config.backbone:
+        raise UserError(
+            f"{source}: holds {info.model.backbone}, the recipe wants {config.backbone}; "
+            f"use --set model.backbone={info.model.backbone}"
+        )
+    has_head = any(name.startswith("head.") for name in tensors)
+    if has_head and info.model.spp != config.spp:
+        wanted = "true" if info.model.spp else "false"
+        raise UserError(f"{source}: has another head; use --set model.spp={wanted}")
+
+
+def _layers(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the convolutions, in the network's order."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        if tensor.ndim == 4  # only their weights are
+    ]
+
+
+def _missing(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """What of a network the file does not have, in words."""
+    lines: list[str] = []
+    for part in ("backbone", "head"):
+        there = [name for name in _layers(state) if name.startswith(part)]
+        missing = [name for name in there if name not in tensors]
+        if missing:
+            lines.append(f"{len(missing)} of the {len(there)} convolutions of the {part}")
+    return lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names)})" if names else "none"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.dense_oracle import Dense, dense_ignored, dense_targets
+from tests.dense_oracle import Dense, assert_same, dense_ignored, dense_targets, to_dense
 from triscale.anchors import TINY_ANCHORS, YOLO3_ANCHORS, make_grid
 from triscale.assign import assign, ignored
 from triscale.types import Targets
@@ -27,37 +27,6 @@ def assign_rows(rows: list[list[float]], size: tuple[int, int] = SIZE) -> Target
         make_grid(YOLO3_ANCHORS, size),
         size=size,
     )
-
-
-def to_dense(targets: Targets, image: int, n: int) -> Dense:
-    """The slots written out as one row per prediction; two winners on one row are a mistake."""
-    dense = Dense(
-        np.zeros(n, np.float32),
-        np.zeros((n, 2), np.float32),
-        np.zeros((n, 2), np.float32),
-        np.zeros(n, np.float32),
-        np.full(n, -1),
-    )
-    for m in range(targets.slot.shape[1]):
-        if targets.weight[image, m] > 0:
-            slot = int(targets.slot[image, m])
-            assert dense.objectness[slot] == 0, f"two objects at {slot}"
-            dense.objectness[slot] = targets.weight[image, m]
-            dense.centre[slot] = targets.centre[image, m]
-            dense.scale[slot] = targets.scale[image, m]
-            dense.box_weight[slot] = targets.box_weight[image, m]
-            dense.label[slot] = targets.label[image, m]
-    return dense
-
-
-def assert_same(ours: Dense, theirs: Dense) -> None:
-    """Equal wherever the objectness is above 0; elsewhere nothing else is used."""
-    used = theirs.objectness > 0
-    np.testing.assert_allclose(ours.objectness, theirs.objectness, rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(ours.label[used], theirs.label[used])
-    for field in ("centre", "scale", "box_weight"):
-        a, b = getattr(ours, field), getattr(theirs, field)
-        np.testing.assert_allclose(a[used], b[used], rtol=0, atol=1e-5, err_msg=field)
 
 
 def random_boxes(rng: np.random.Generator, shape: tuple[int, ...], size: tuple[int, int]) -> Tensor:

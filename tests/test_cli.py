@@ -155,7 +155,7 @@ def test_download(
 def test_recipes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = ["bof", "demo", "gluoncv-coco", "gluoncv-voc", "small"]
+    names = ["bof", "demo", "finetune", "gluoncv-coco", "gluoncv-voc", "small"]
     assert [line.split()[0] for line in lines] == names
     for name in names:
         assert main(["recipes", name]) == 0
@@ -219,8 +219,8 @@ def test_init_takes_weights_by_class_name(
     more = [*words, "--set", f"data.classes={classes}", "--out", str(tmp_path / "more")]
     assert main(more) == 0
     said = capsys.readouterr().err
-    named = "by class name: 6 (balloon, bird, boat, crab, fish, lighthouse)\n"
-    assert f"  adapted: the outputs, {named}  at random: the outputs of 1 (whale)\n" in said
+    named = "with 6 classes (balloon, bird, boat, crab, fish, lighthouse) by name\n"
+    assert f"  adapted: the outputs, {named}  at random: the outputs for 1 class (whale)\n" in said
     other = [*words, "--set", "model.backbone=tiny", "--out", str(tmp_path / "other")]
     assert main(other) == 2
     assert "use --set model.backbone=mobilenet0.1" in capsys.readouterr().err

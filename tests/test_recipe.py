@@ -12,7 +12,7 @@ from triscale.model.yolo import build_model
 from triscale.recipe import Recipe, dump_recipe, load_recipe
 from triscale.recipes import recipe_names, recipe_text
 
-NAMES = ["bof", "demo", "gluoncv-coco", "gluoncv-voc", "small"]
+NAMES = ["bof", "demo", "finetune", "gluoncv-coco", "gluoncv-voc", "small"]
 
 
 def test_shipped() -> None:

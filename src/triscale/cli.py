@@ -17,7 +17,7 @@ from typing import Any
 from triscale import __version__
 from triscale.errors import UserError
 
-DEFAULT_RECIPE = "small"
+DEFAULT_RECIPE, INIT_RECIPE = "small", "finetune"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +78,11 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a detector, or go on with a run")
     train.add_argument("data", nargs="?", metavar="DATA", help="folder or file of the data set")
-    train.add_argument("--recipe", metavar="NAME|FILE", help=f"default: {DEFAULT_RECIPE}")
+    train.add_argument(
+        "--recipe",
+        metavar="NAME|FILE",
+        help=f"default: {DEFAULT_RECIPE}; with --init {INIT_RECIPE}",
+    )
     train.add_argument("--out", metavar="DIR", help="run folder (default: runs/DATA-RECIPE)")
     train.add_argument("--init", metavar="WEIGHTS", help="weights to start from")
     train.add_argument("--resume", metavar="RUN", help="go on with a run where it stopped")
@@ -179,7 +183,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from triscale.recipe import load_recipe
     from triscale.runs import start_run
 
-    recipe = arguments.recipe or DEFAULT_RECIPE
+    recipe = arguments.recipe or (INIT_RECIPE if arguments.init else DEFAULT_RECIPE)
     start_run(
         Path(arguments.data),
         load_recipe(recipe, overrides=overrides),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from tests.data.crop_oracle import (
@@ -19,6 +20,9 @@ from tests.data.crop_oracle import (
     recorded_geometry,
 )
 from tests.data.tiny import make_sample
+from tests.dense_oracle import Dense, assert_same, to_dense
+from triscale.anchors import YOLO3_ANCHORS, make_grid
+from triscale.assign import assign
 from triscale.data.augment import (
     Geometry,
     cut,
@@ -155,34 +159,51 @@ def test_resize_equals_the_reference(images: Arrays, size: tuple[int, int], numb
     assert difference(resize(image, size, interpolation=name), expected).max() <= 1
 
 
-@pytest.mark.parametrize("run", range(8))
+@pytest.mark.parametrize("run", [*(f"train{k}" for k in range(8)), "mixup_96x64"])
 def test_train_transform_equals_the_reference(
-    presets: Arrays, recorded_presets: dict[str, Any], run: int
+    presets: Arrays, recorded_presets: dict[str, Any], run: str
 ) -> None:
     """The recorded decisions applied our way: bytes are resized first and coloured afterwards.
 
     So a level is rounded, and overshoot clipped, that the reference keeps in floats, and the pixels
     that mix picture and canvas, along the border of an expanded picture, differ more.
     """
-    case = recorded_presets[f"train{run}"]
+    case = recorded_presets[run]
     image, rows = presets[f"image{case['index']}"], presets[f"label{case['index']}"]
+    size, ratios = (96, 96), np.ones(len(rows))
+    if run == "mixup_96x64":  # labels as a mixup leaves them, with the ratio behind
+        rows, size = presets["mixup_label_in"], (64, 96)
+        ratios = rows[:, 6]
     dice = Recording(case["rng"])
     colour = recorded_colour(dice)
     geometry = recorded_geometry(dice, image.shape[:2], [tuple(row[:4]) for row in rows])
     assert dice.is_finished()
 
-    boxes, keep = move_boxes(rows[:, :4].astype(np.float32), geometry, (96, 96))
-    np.testing.assert_allclose(boxes[keep], presets[f"train{run}_gt"], rtol=0, atol=1e-4)
-    pixels, rectangle = cut(image, geometry, (96, 96))
+    boxes, keep = move_boxes(rows[:, :4].astype(np.float32), geometry, size)
+    np.testing.assert_allclose(boxes[keep], presets[f"{run}_gt"], rtol=0, atol=1e-4)
+    targets = assign(
+        torch.from_numpy(boxes[None, keep]),
+        torch.from_numpy(rows[None, keep, 4]).long(),
+        torch.from_numpy(ratios[None, keep]).float(),
+        make_grid(YOLO3_ANCHORS, size),
+        size=size,
+    )
+    named = {k: presets[f"{run}_{k}"] for k in ("obj", "ctr", "scl", "wgt", "cls")}
+    theirs = Dense(
+        named["obj"][:, 0], named["ctr"], named["scl"], named["wgt"][:, 0], named["cls"].argmax(-1)
+    )
+    assert_same(to_dense(targets, 0, len(theirs.objectness)), theirs)
+
+    pixels, rectangle = cut(image, geometry, size)
     sample = make_sample(pixels, [])._replace(colour=colour.astype(np.float32), rectangle=rectangle)
-    error = difference(input_levels(sample), grey_levels(presets[f"train{run}_img"]))
+    error = difference(input_levels(sample), grey_levels(presets[f"{run}_img"]))
     assert error.mean() < 0.4
     assert np.percentile(error, 99) < 12
     x1, y1, x2, y2 = rectangle
-    place = np.arange(96) + 0.5
+    rows_at, columns_at = (np.arange(side) + 0.5 for side in size)
     from_border = np.minimum(
-        np.minimum(np.abs(place - x1), np.abs(place - x2)),
-        np.minimum(np.abs(place - y1), np.abs(place - y2))[:, None],
+        np.minimum(np.abs(columns_at - x1), np.abs(columns_at - x2)),
+        np.minimum(np.abs(rows_at - y1), np.abs(rows_at - y2))[:, None],
     )
     framed = geometry.canvas != image.shape[:2]
     away = error[from_border > 2] if framed else error

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.golden_networks import golden_images, golden_model, reference_names
 from triscale.anchors import make_grid
+from triscale.decode import DecodeConfig, detect
 from triscale.errors import UserError
 from triscale.model.yolo import ModelConfig, YOLOv3, build_model
 from triscale.weights.gluoncv_names import gluoncv_names
@@ -110,3 +111,32 @@ def test_tiny_has_no_gluoncv_names() -> None:
     model = build_model(ModelConfig(backbone="tiny"), 1, generator=seeded())
     with pytest.raises(UserError, match="GluonCV has no YOLOv3-tiny"):
         gluoncv_names(model)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    ("network", "num_others"),
+    # In mobilenet1.0 two pairs of overlapping boxes have scores that rounding decides between: the
+    # one that comes first suppresses the other, and one of these a third box.
+    [("mobilenet0.25", 0), ("mobilenet1.0", 3), ("darknet53", 0)],
+)
+def test_a_picture_of_416_pixels(network: str, num_others: int, golden: Path) -> None:
+    """From the input to the detections: maps, boxes, scores and what is suppressed."""
+    model = golden_model(golden, network)
+    images = golden_images(golden, np.array([416, 1, 3, 416, 416]))
+    with np.load(golden / f"net_{network}.npz") as arrays:
+        for stride, actual in zip((32, 16, 8), raw_maps(model, images), strict=True):
+            mean, deviation, *first = arrays[f"at416_pred_stride{stride}_mean_std_first8"]
+            scale = 1e-4 * float(np.abs(actual).max())
+            assert actual.mean() == pytest.approx(mean, abs=scale)
+            assert actual.std() == pytest.approx(deviation, abs=scale)
+            np.testing.assert_allclose(actual.flatten()[:8], first, rtol=0, atol=scale)
+        names = ("ids", "scores", "bboxes")
+        theirs = np.concatenate([arrays[f"at416_nms_{name}"][0] for name in names], 1)
+    with torch.inference_mode():
+        found = detect(model(images), make_grid(model.anchors, (416, 416)), DecodeConfig())
+    ours = np.column_stack([found.labels[0], found.scores[0], found.boxes[0]])
+    tolerance = np.array([0, 1e-6, *(1e-4 * np.abs(theirs[:, 2:]).max(),) * 4])
+    same = (np.abs(ours[:, None] - theirs) <= tolerance).all(-1)  # (100, 100)
+    assert len(theirs) - same.any(0).sum() <= num_others
+    assert len(ours) - same.any(1).sum() <= num_others

@@ -71,9 +71,20 @@ def test_other_classes_are_matched_by_name() -> None:
         assert torch.equal(rows(model, new), rows(donor, old))
     assert report == (
         "w: loaded 50 of 50 convolutions",
-        "  adapted: the outputs, by class name: 3 (dog = Dog, couch = sofa, cat)",
-        "  at random: the outputs of 1 (bird)",
+        "  adapted: the outputs, with 3 classes (dog = Dog, couch = sofa, cat) by name",
+        "  at random: the outputs for 1 class (bird)",
     )
+
+
+def test_no_class_of_these_names() -> None:
+    model, _, report = start(make_weights(), ("x", "y"))
+    assert report[1:] == (
+        "  adapted: the outputs, with no class by name",
+        "  at random: the outputs for 2 classes (x, y)",
+    )
+    donor = build_model(CONFIG, 3, generator=torch.Generator())
+    donor.load_state_dict(make_weights().tensors, strict=False)
+    assert torch.equal(rows(model), rows(donor)), "where objects are is kept"
 
 
 def test_a_backbone_alone() -> None:

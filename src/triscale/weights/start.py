@@ -75,10 +75,10 @@ def start_from(
             reuse={new: was for new, was in known.items() if new != was},
         )
         matched = [name if name == was else f"{name} = {was}" for name, was in known.items()]
-        adapted.append(f"the outputs, by class name: {_listed(matched)}")
+        adapted.append(f"the outputs, with {_classes(matched)} by name")
         unknown = [name for name in classes if name not in known]
         if unknown:
-            at_random.append(f"the outputs of {_listed(unknown)}")
+            at_random.append(f"the outputs for {_classes(unknown)}")
     layers = _layers(state)
     report = [f"{source}: loaded {len(_layers(tensors))} of {len(layers)} convolutions"]
     report += [f"  adapted: {line}" for line in adapted]
@@ -120,5 +120,6 @@ def _missing(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list
     return lines
 
 
-def _listed(names: Sequence[str]) -> str:
-    return f"{len(names)} ({', '.join(names)})" if names else "none"
+def _classes(names: Sequence[str]) -> str:
+    noun = "class" if len(names) == 1 else "classes"
+    return f"{len(names)} {noun} ({', '.join(names)})" if names else "no class"

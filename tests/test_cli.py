@@ -96,7 +96,8 @@ def test_convert(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"{trained / 'best.safetensors'}: mobilenet0.1, ")
     assert said[0].endswith("input 64x64, stretch, normalised as imagenet")
-    assert said[1] == f"wrote {params}"
+    lost = "the recipe, the class names, the size, 64"
+    assert said[1] == f"wrote {params}; it has no place for {lost}"
     flags = ["--classes", str(names), "--size", "96", "--fit", "letterbox"]
     assert main(["convert", str(params), str(back), *flags]) == 0
     assert "6 classes (u, v, w, x, y, ...); input 96x96, letterbox" in capsys.readouterr().out

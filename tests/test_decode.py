@@ -232,7 +232,9 @@ def test_detections_are_in_pixels_of_the_picture(used: int) -> None:
     boxes = torch.tensor([[[104.0, 208.0, 208.0, 416.0], [-20.0, -5.0, 500.0, 430.0]]])
     decoded = Decoded(boxes, torch.tensor([[0.9, 0.5]]), torch.tensor([[3, 0]]))
     decoded.scores[:, used:] = -1
-    [found] = detections(decoded, (416, 416), original_sizes=torch.tensor([[300, 640]]))
+    [found] = detections(
+        decoded, (416, 416), original_sizes=torch.tensor([[300, 640]]), fit="stretch"
+    )
     expected = [[160.0, 150.0, 320.0, 300.0], [0.0, 0.0, 640.0, 300.0]]
     np.testing.assert_allclose(found.boxes, np.array(expected[:used]).reshape(-1, 4), rtol=1e-6)
     assert found.boxes.dtype == np.float32

@@ -20,7 +20,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from triscale import cli, train_yolo3
+from triscale import train_yolo3
+from triscale.arguments import make_parser
 from triscale.config import to_dict
 from triscale.model import yolo
 from triscale.recipe import Recipe, load_recipe
@@ -54,7 +55,8 @@ def parse(words: list[str]) -> argparse.Namespace:
         if module in words and words[words.index(module) - 1] == "-m":
             words = [module, *words[words.index(module) + 1 :]]
     program, *rest = words
-    return (train_yolo3 if program == "triscale.train_yolo3" else cli)._parser().parse_args(rest)
+    parser = train_yolo3._parser() if program == "triscale.train_yolo3" else make_parser()
+    return parser.parse_args(rest)
 
 
 def rows(document: str) -> list[list[str]]:
@@ -115,7 +117,7 @@ def test_wrong_commands_do_not_parse(words: list[str]) -> None:
 
 def test_every_flag_is_described() -> None:
     """README shows each flag of `triscale` at least once."""
-    (subparsers,) = [a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    (subparsers,) = [a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)]
     for name, parser in subparsers.choices.items():
         for action in parser._actions:
             for flag in action.option_strings:

@@ -13,6 +13,7 @@ from triscale.data.open import Data
 from triscale.errors import UserError
 from triscale.evaluation import EvalConfig, Evaluation, choose_metric, evaluate, score
 from triscale.model.yolo import ModelConfig, build_model
+from triscale.pixels import InputConfig
 from triscale.predict import Detector
 from triscale.types import Detections
 
@@ -120,6 +121,7 @@ def test_every_picture_once_whatever_the_batch(batch_size: int, index: Index, tr
         detector.model,
         index,
         size=64,
+        input_config=detector.info.input,
         decode=detector.decode,
         batch_size=batch_size,
         on_batch=lambda: seen.append(1),
@@ -138,7 +140,7 @@ def test_the_running_statistics_are_not_touched(index: Index) -> None:
     config = ModelConfig(backbone="mobilenet0.1")
     model = build_model(config, len(index.classes), generator=torch.Generator().manual_seed(0))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    evaluate(model.train(), index, size=64)
+    evaluate(model.train(), index, size=64, input_config=InputConfig())
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 

@@ -59,7 +59,7 @@ def one_by_one(
 def test_network_input(size: int, height: int, width: int) -> None:
     batch = random_batch(size, height, width)
     expected = one_by_one(batch)
-    output = network_input(batch)
+    output = network_input(batch, InputConfig())
     assert output.dtype == torch.float32
     assert output.shape == (size, 3, height, width)
     np.testing.assert_allclose(output, expected, rtol=1e-5, atol=2e-5)
@@ -108,28 +108,29 @@ def test_normalisation_equals_the_reference(golden: Path) -> None:
     expected = arrays["val3_img"]
     levels = np.rint(255 * (expected.transpose(1, 2, 0) * STD + MEAN))
     batch = make_batch(levels[None], np.eye(3, 4), (0, 0, width, height))
-    np.testing.assert_allclose(network_input(batch)[0], expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(network_input(batch, InputConfig())[0], expected, rtol=0, atol=1e-6)
 
 
 def test_fill_is_the_mean() -> None:
     batch = make_batch(np.broadcast_to(FILL, (1, 2, 2, 3)), np.eye(3, 4), (0, 0, 2, 2))
-    assert network_input(batch).abs().max() < 0.5 / 255 / min(STD)  # rounded to whole levels
+    largest = network_input(batch, InputConfig()).abs().max()
+    assert largest < 0.5 / 255 / min(STD)  # rounded to whole levels
 
 
 def test_memory_is_channels_last() -> None:
-    output = network_input(random_batch(2, 8, 6))
+    output = network_input(random_batch(2, 8, 6), InputConfig())
     assert output.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_batch_is_not_changed() -> None:
     batch = random_batch(2, 8, 6)
     before = [field.clone() for field in batch]
-    network_input(batch)
+    network_input(batch, InputConfig())
     assert all(torch.equal(a, b) for a, b in zip(batch, before, strict=True))
 
 
 def test_autocast_does_not_cost_precision() -> None:
     batch = random_batch(3, 8, 6)
     with torch.autocast("cpu", torch.bfloat16):
-        output = network_input(batch)
-    assert torch.equal(output, network_input(batch))
+        output = network_input(batch, InputConfig())
+    assert torch.equal(output, network_input(batch, InputConfig()))

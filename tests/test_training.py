@@ -248,7 +248,11 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     generator = torch.Generator()
     wrong = build_model(tiny_recipe().model, 2, generator=generator)
-    with pytest.raises(UserError, match="the model has 2 classes, the data have 6"):
+    with pytest.raises(UserError, match=r"with 6 classes, found another one with 2$"):
+        train(tiny_recipe(), data, tmp_path, model=wrong, narrator=Narrator(enabled=False))
+    recipe = tiny_recipe("model.anchors=[[[1,2]],[[3,4]],[[5,6]]]")
+    wrong = build_model(recipe.model, 6, generator=generator)
+    with pytest.raises(UserError, match=r"expected the network of the recipe's \[model\] with 6"):
         train(tiny_recipe(), data, tmp_path, model=wrong, narrator=Narrator(enabled=False))
     with pytest.raises(UserError, match="holds a run already"):
         run_quietly(tiny_recipe(), data, trained)

@@ -14,16 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from triscale import __version__
+from triscale.arguments import DEFAULT_RECIPE, INIT_RECIPE, make_parser
 from triscale.errors import UserError
-
-DEFAULT_RECIPE, INIT_RECIPE = "small", "finetune"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return the exit code."""
-    arguments = _parser().parse_args(argv)
-    return guarded(lambda: arguments.run(arguments))
+    arguments = make_parser().parse_args(argv)
+    return guarded(lambda: _COMMANDS[arguments.command](arguments))
 
 
 def guarded(run: Callable[[], None]) -> int:
@@ -67,91 +65,6 @@ def _out_of_memory(error: BaseException) -> bool:
     names = {cls.__name__ for cls in type(error).__mro__}
     words = ("can't allocate", "Insufficient memory")  # of torch, of OpenCV
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or any(w in str(error) for w in words)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="triscale", description="Train, evaluate and use YOLOv3-family object detectors."
-    )
-    parser.add_argument("--version", action="version", version=f"triscale {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    train = commands.add_parser("train", help="train a detector, or go on with a run")
-    train.add_argument("data", nargs="?", metavar="DATA", help="folder or file of the data set")
-    train.add_argument(
-        "--recipe",
-        metavar="NAME|FILE",
-        help=f"default: {DEFAULT_RECIPE}; with --init {INIT_RECIPE}",
-    )
-    train.add_argument("--out", metavar="DIR", help="run folder (default: runs/DATA-RECIPE)")
-    train.add_argument("--init", metavar="WEIGHTS", help="weights to start from")
-    train.add_argument("--resume", metavar="RUN", help="go on with a run where it stopped")
-    train.add_argument("--epochs", metavar="N")
-    train.add_argument("--batch-size", metavar="N")
-    train.add_argument("--size", metavar="N", help="side of the square network input, in pixels")
-    train.add_argument("--device", metavar="D", help="cpu, cuda, cuda:N or auto")
-    train.add_argument("--workers", metavar="N", help="data loading processes")
-    train.add_argument("--seed", metavar="N")
-    _add_set(train)
-    train.set_defaults(run=_train)
-
-    evaluate = commands.add_parser("eval", help="measure weights on a data set")
-    evaluate.add_argument("weights", metavar="WEIGHTS_OR_RUN")
-    evaluate.add_argument("data", metavar="DATA")
-    evaluate.add_argument("--split", metavar="S", help="default: the validation split")
-    evaluate.add_argument("--size", type=int, metavar="N", help="default: as the weights say")
-    evaluate.add_argument("--metric", choices=["voc07", "voc", "coco"])
-    evaluate.add_argument("--batch-size", type=int, default=8, metavar="N")
-    evaluate.add_argument("--workers", type=int, default=0, metavar="N")
-    evaluate.add_argument("--device", default="auto", metavar="D")
-    evaluate.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    _add_set(evaluate)
-    evaluate.set_defaults(run=_evaluate)
-
-    predict = commands.add_parser("predict", help="find objects in pictures")
-    predict.add_argument("weights", metavar="WEIGHTS_OR_RUN")
-    predict.add_argument("sources", nargs="+", metavar="SOURCE", help="files, folders, patterns")
-    predict.add_argument("--out", metavar="DIR", help="for drawn pictures (default: predictions)")
-    predict.add_argument("--score", type=float, default=0.3, metavar="T", help="least score shown")
-    predict.add_argument("--device", default="auto", metavar="D")
-    predict.add_argument(
-        "--json", action="store_true", help="one JSON object per picture on stdout"
-    )
-    predict.set_defaults(run=_predict)
-
-    convert = commands.add_parser(
-        "convert", help="weights from one format to another; the names' ends say which"
-    )
-    convert.add_argument("source", metavar="IN", help=".params, .weights, .npz, .safetensors")
-    convert.add_argument("target", metavar="OUT", help=".params, .weights or .safetensors")
-    convert.add_argument("--cfg", metavar="FILE", help="Darknet's description (default: beside IN)")
-    convert.add_argument("--classes", metavar="FILE", help="class names, one on each line")
-    convert.add_argument("--size", type=int, metavar="N", help="side of the network input")
-    convert.add_argument("--fit", choices=["stretch", "letterbox"], help="pictures to the input")
-    convert.add_argument("--force", action="store_true", help="replace OUT if it is there")
-    convert.set_defaults(run=_convert)
-
-    download = commands.add_parser("download", help="get weights that GluonCV published")
-    download.add_argument("name", metavar="NAME", help="as in yolo3_darknet53_coco, or: list")
-    download.add_argument("--mirror", metavar="URL", help="a copy of GluonCV's repository")
-    download.add_argument("--to", metavar="FILE", help="also write it here, in any format")
-    download.set_defaults(run=_download)
-
-    recipes = commands.add_parser("recipes", help="list the shipped recipes, or print one")
-    recipes.add_argument("name", nargs="?", metavar="NAME")
-    recipes.set_defaults(run=_recipes)
-    return parser
-
-
-def _add_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="section.key=value",
-        help="change one key of the recipe; may be given often",
-    )
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -272,7 +185,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 def _convert(arguments: argparse.Namespace) -> None:
     from triscale.predict import find_weights
     from triscale.weights.contents import read_names
-    from triscale.weights.formats import convert, files_of
+    from triscale.weights.formats import convert, files_of, lost_in
 
     if arguments.size is not None and arguments.size < 32:
         raise UserError(f"--size: expected at least 32 pixels, got {arguments.size}")
@@ -289,7 +202,8 @@ def _convert(arguments: argparse.Namespace) -> None:
         fit=arguments.fit,
     )
     print(f"{source}: {weights.describe()}")
-    print(f"wrote {target}")
+    lost = lost_in(target, weights)
+    print(f"wrote {target}" + (f"; it has no place for {', '.join(lost)}" if lost else ""))
 
 
 def _download(arguments: argparse.Namespace) -> None:
@@ -345,6 +259,15 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
 
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "train": _train,
+    "eval": _evaluate,
+    "predict": _predict,
+    "convert": _convert,
+    "download": _download,
+    "recipes": _recipes,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -115,7 +115,7 @@ def nms(
 
 
 def detections(
-    decoded: Decoded, size: tuple[int, int], *, original_sizes: Tensor, fit: Fit = "stretch"
+    decoded: Decoded, size: tuple[int, int], *, original_sizes: Tensor, fit: Fit
 ) -> list[Detections]:
     """One Detections per picture, in its own pixels, cut at its borders.
 

@@ -39,6 +39,13 @@ class EvalConfig:
         if not 0 < self.iou < 1:
             raise UserError(f"evaluate.iou: expected between 0 and 1, got {self.iou}")
 
+    def require_fit(self, input_config: InputConfig) -> None:
+        """UserError if the reference's way is asked for, but pictures aren't stretched."""
+        if self.network_resolution and input_config.fit != "stretch":
+            raise UserError(
+                f"evaluate.network_resolution: needs input.fit=stretch, found {input_config.fit}"
+            )
+
 
 class Evaluation(NamedTuple):
     """The result over an index."""
@@ -81,10 +88,10 @@ def evaluate(
     index: Index,
     *,
     size: int,
+    input_config: InputConfig,
     metric: Metric = "voc07",
     config: EvalConfig | None = None,
     decode: DecodeConfig | None = None,
-    input_config: InputConfig | None = None,
     batch_size: int = 8,
     workers: int = 0,
     device: torch.device | None = None,
@@ -93,22 +100,25 @@ def evaluate(
 ) -> Evaluation:
     """The AP of `model` on `index` with pictures fitted into `size` x `size`.
 
+    `input_config` is what the model was trained with, as its weights' header says.
     The model is left in the mode it was in. With several processes each takes its share of the
     pictures and all get the same result. Raises UserError if a picture can't be read.
     """
+    config = config or EvalConfig()
+    config.require_fit(input_config)
     found = detect_all(
         model,
         index,
         size=size,
         decode=decode or DecodeConfig(),
-        input_config=input_config or InputConfig(),
+        input_config=input_config,
         batch_size=batch_size,
         workers=workers,
         device=device or next(model.parameters()).device,
         processes=processes or Processes(),
         on_batch=on_batch or (lambda: None),
     )
-    return score(found, index, size=size, metric=metric, config=config or EvalConfig())
+    return score(found, index, size=size, metric=metric, config=config)
 
 
 def detect_all(

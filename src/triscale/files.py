@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
+import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from zipfile import BadZipFile
 
 from triscale.errors import UserError
+
+# all that zipfile raises for a file that is no zip, a truncated, an encrypted or a damaged one
+ZIP_ERRORS = (BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

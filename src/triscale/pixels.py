@@ -45,10 +45,7 @@ class InputConfig:
     fit: Fit = "stretch"  # in validation and prediction: to a square, or whole with grey bars
 
 
-def network_input(
-    batch: Batch,
-    config: InputConfig = InputConfig(),  # frozen
-) -> Tensor:
+def network_input(batch: Batch, config: InputConfig) -> Tensor:
     """(B, 3, H, W) float32 in channels-last memory, from a batch of uint8 pictures.
 
     Inside a picture's rectangle the colour matrix and the normalisation apply; outside lies the

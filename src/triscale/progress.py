@@ -64,9 +64,8 @@ def restore(
     for line in damaged:
         narrator.say(f"warning: {line}")
     for key, value in identity.items():
-        if state.values[key] != value:
-            what = "the training data" if key == "data" else f"train.{key}"
-            raise UserError(f"{run}: {what} changed since the run began; it can't go on exactly")
+        if state.values.get(key) != value:
+            raise UserError(f"{run}: {key} changed since the run began; it can't go on exactly")
     weights = {k[6:]: v for k, v in state.tensors.items() if k.startswith("model.")}
     load_model(model, weights, source=str(run / "last"))
     load_state_tensors(optimizer, model, state.tensors)

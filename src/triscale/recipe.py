@@ -77,6 +77,9 @@ class Recipe:
     evaluate: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
+    def __post_init__(self) -> None:
+        self.evaluate.require_fit(self.input)
+
 
 def load_recipe(name: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe by name or TOML file, changed by `section.key=value` texts, the last one winning.

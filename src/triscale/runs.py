@@ -108,7 +108,7 @@ def _run(settings: Recipe, run: Path, *, resume: bool) -> Result:
             read_weights(path),
             settings.model,
             data.classes,
-            normalise=settings.input.normalise,
+            input_config=settings.input,
             source=str(path),
             generator=torch.Generator().manual_seed(settings.train.seed),
         )

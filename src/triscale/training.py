@@ -40,7 +40,7 @@ from triscale.files import locked, remove_leftovers, write_atomically
 from triscale.interrupt import Interrupted, stop_requests
 from triscale.log import LOSSES, Meter, Narrator, RunLog
 from triscale.loss import LossConfig, yolo_loss
-from triscale.model.yolo import YOLOv3, build_model
+from triscale.model.yolo import YOLOv3, build_model, same_network, skeleton
 from triscale.optim import SGD, parameter_groups, set_lr
 from triscale.pixels import InputConfig, network_input
 from triscale.progress import Progress, restore, snapshot
@@ -97,9 +97,11 @@ def train(
         if not recipe.data.path:  # so that the run can be resumed from its folder alone
             path = str(data.root.absolute())
             recipe = replace(recipe, data=replace(recipe.data, path=path))
-        if model is not None and model.num_classes != len(data.classes):
+        expected = skeleton(recipe.model, len(data.classes))
+        if model is not None and not same_network(model, expected):
             raise UserError(
-                f"the model has {model.num_classes} classes, the data have {len(data.classes)}"
+                f"expected the network of the recipe's [model] with {len(data.classes)} classes, "
+                f"found another one with {model.num_classes}"
             )
         if model is None:
             if config.init and not resume:
@@ -116,7 +118,13 @@ def train(
         metric = choose_metric(recipe.evaluate.metric, data.format)
 
         # --- where it starts ---
-        identity = {"data": fingerprint(index), "batch_size": plan.batch_size, "seed": plan.seed}
+        identity = {
+            "the training data": fingerprint(index),
+            "train.batch_size": plan.batch_size,
+            "train.seed": plan.seed,
+            "[input]": to_dict(recipe.input),
+            "model.anchors": to_dict(recipe.model)["anchors"],
+        }
         now = Progress(
             plan.first_step(config.start_epoch),
             torch.zeros(len(LOSSES), dtype=torch.float64, device=device),
@@ -181,7 +189,7 @@ def train(
                 batch.to(device),
                 grids[size],
                 config=recipe.loss,
-                input_config=recipe.input,
+                input_config=replace(recipe.input, fit="stretch"),  # crops, not whole pictures
                 precision=config.precision,
                 global_batch=plan.batch_size,
             )

@@ -32,7 +32,7 @@ from triscale.data.augment import (
     val_transform,
 )
 from triscale.data.loader import collate
-from triscale.pixels import MEAN, STD, network_input
+from triscale.pixels import MEAN, STD, InputConfig, network_input
 from triscale.types import Sample
 
 pytestmark = pytest.mark.golden
@@ -66,7 +66,7 @@ def grey_levels(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def input_levels(sample: Sample) -> NDArray[np.float32]:
     """(H, W, 3): what the network sees of a sample, in grey levels."""
-    return grey_levels(network_input(collate([sample]))[0].numpy())
+    return grey_levels(network_input(collate([sample]), InputConfig())[0].numpy())
 
 
 def difference(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:

@@ -24,7 +24,7 @@ from triscale.data.index import Index
 from triscale.data.loader import DrawDataset, collate, load, make_loader, pad, read, stack
 from triscale.data.plan import Plan, PlanSampler, validation_draws
 from triscale.errors import UserError
-from triscale.pixels import network_input
+from triscale.pixels import InputConfig, network_input
 from triscale.types import Batch, Draw
 
 # What a mixup leaves if nothing else is random: the mix, resized.
@@ -181,7 +181,7 @@ def test_random_shapes_do_not_add_up_in_memory(index: Index) -> None:
     plan = Plan(len(index), 4, 40, seed=0, size=416, augment=config)
     resident: list[float] = []
     for batch in make_loader(index, PlanSampler(plan, start=0, stop=90), config=config, workers=0):
-        network_input(batch)
+        network_input(batch, InputConfig())
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         resident.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
     # Measured: it wanders by 40 MiB. The last 60 batches hold 150 MiB, their inputs 600 MiB.

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from triscale.data.classes import VOC_CLASSES
 from triscale.data.open import describe, open_dataset
 from triscale.data.options import DataConfig
-from triscale.data.voc import VOC_CLASSES
 from triscale.errors import DataError, UserError
 
 BOX = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>20</xmax><ymax>10</ymax></bndbox>"

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from triscale.data.classes import VOC_CLASSES
 from triscale.data.options import DataConfig
-from triscale.data.voc import VOC_CLASSES, read_voc, voc_classes, voc_splits
+from triscale.data.voc import read_voc, voc_classes, voc_splits
 from triscale.errors import DataError, UserError
 
 SKIP = DataConfig(skip_bad=True)

@@ -14,7 +14,7 @@ from tests.golden_networks import golden_images, golden_model, reference_names
 from triscale.anchors import make_grid
 from triscale.decode import DecodeConfig, detect
 from triscale.errors import UserError
-from triscale.model.yolo import ModelConfig, YOLOv3, build_model
+from triscale.model.yolo import ModelConfig, YOLOv3, build_model, skeleton
 from triscale.weights.gluoncv_names import gluoncv_names
 
 SMALL = ModelConfig(backbone="mobilenet0.25")
@@ -107,10 +107,13 @@ def test_tensors_are_the_references(backbone: str, data: str, golden: Path) -> N
     assert sum(p.numel() for p in model.parameters()) == reference["trainable"]
 
 
-def test_tiny_has_no_gluoncv_names() -> None:
-    model = build_model(ModelConfig(backbone="tiny"), 1, generator=seeded())
-    with pytest.raises(UserError, match="GluonCV has no YOLOv3-tiny"):
-        gluoncv_names(model)
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [(ModelConfig(backbone="tiny"), "tiny"), (ModelConfig(backbone="darknet53", spp=True), "spp")],
+)
+def test_networks_without_gluoncv_names(config: ModelConfig, name: str) -> None:
+    with pytest.raises(UserError, match=f"that GluonCV has too, found YOLOv3-{name}$"):
+        gluoncv_names(skeleton(config, 1))
 
 
 @pytest.mark.golden

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from triscale.data.coco import COCO_CLASSES
-from triscale.data.voc import VOC_CLASSES
+from triscale.data.classes import COCO_CLASSES, VOC_CLASSES
 from triscale.errors import UserError
 from triscale.model.yolo import ModelConfig, build_model
 from triscale.pixels import NORMALISATIONS, InputConfig

@@ -30,8 +30,7 @@ from tests.weights.darknet_files import (
     write_floats,
 )
 from triscale.anchors import make_grid
-from triscale.data.coco import COCO_CLASSES
-from triscale.data.voc import VOC_CLASSES
+from triscale.data.classes import COCO_CLASSES, VOC_CLASSES
 from triscale.model.yolo import ModelConfig, YOLOv3, build_model
 from triscale.pixels import InputConfig
 from triscale.weights.contents import Weights, WeightsInfo, with_normalisation
@@ -93,7 +92,7 @@ def test_tiny_computes_what_darknet_does(picture: str, official: Weights, shared
 
 
 def test_official_file(official: Weights) -> None:
-    expected = WeightsInfo(COCO_CLASSES, TINY, 416, DARKNET_INPUT, {})
+    expected = WeightsInfo(COCO_CLASSES, TINY, 416, DARKNET_INPUT, {}, named=False)
     assert official.info == expected
     assert sorted(official.tensors) == sorted(state_names(TINY, 80))
 
@@ -105,7 +104,7 @@ def test_official_file_comes_back(official: Weights, shared: Path, tmp_path: Pat
     original = floats_of(shared / "weights" / "yolov3-tiny.weights")
     np.testing.assert_array_equal(floats_of(path), original)  # its variances are above 0.01
     assert (tmp_path / "again.names").read_text().split("\n")[79:] == ["toothbrush", ""]
-    assert read_darknet(path).info == official.info
+    assert read_darknet(path).info == official.info._replace(named=True)
 
 
 def test_official_file_without_a_cfg(official: Weights, shared: Path, tmp_path: Path) -> None:
@@ -224,7 +223,8 @@ def test_spp_runs(tmp_path: Path) -> None:
     (tmp_path / "spp.cfg").unlink()
     (tmp_path / "spp.names").unlink()
     again = read_darknet(path)
-    assert again.info == weights.info._replace(classes=("class0", "class1"), size=416)
+    assumed = ("class0", "class1")
+    assert again.info == weights.info._replace(classes=assumed, size=416, named=False)
     assert list(again.tensors) != state_names(SPP, 2)  # the file has its own order
     assert sorted(again.tensors) == sorted(state_names(SPP, 2))
     assert again.tensors["head.blocks.0.body.4.conv.weight"].shape == (512, 2048, 1, 1)

@@ -9,8 +9,8 @@ import torch
 
 from triscale.errors import UserError
 from triscale.model.yolo import ModelConfig, YOLOv3, build_model
-from triscale.pixels import InputConfig
-from triscale.weights.contents import Weights, WeightsInfo
+from triscale.pixels import NORMALISATIONS, Fit, InputConfig
+from triscale.weights.contents import Weights, WeightsInfo, fold_normalisation
 from triscale.weights.start import Start, start_from
 
 CONFIG = ModelConfig(backbone="mobilenet0.1", init="kaiming")
@@ -34,12 +34,18 @@ def make_weights(
     return Weights(tensors, info)
 
 
-def start(weights: Weights, classes: tuple[str, ...], config: ModelConfig = CONFIG) -> Start:
+def start(
+    weights: Weights,
+    classes: tuple[str, ...],
+    config: ModelConfig = CONFIG,
+    *,
+    fit: Fit = "stretch",
+) -> Start:
     return start_from(
         weights,
         config,
         classes,
-        normalise="imagenet",
+        input_config=InputConfig(fit=fit),
         source="w",
         generator=torch.Generator().manual_seed(7),
     )
@@ -102,10 +108,39 @@ def test_a_backbone_alone() -> None:
 
 def test_another_input_is_folded() -> None:
     weights = make_weights(normalise="unit")
-    _, _, report = start(weights, weights.info.classes)
+    model, _, report = start(weights, weights.info.classes)
     assert report[1] == (
         "  adapted: the first convolution, from unit to imagenet input (exact but for the border)"
     )
+    folded = fold_normalisation(weights.tensors, NORMALISATIONS["unit"], NORMALISATIONS["imagenet"])
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in folded.items())
+
+
+@pytest.mark.parametrize("fit", ["stretch", "letterbox"])
+def test_another_fit_is_said(fit: Fit) -> None:
+    *_, last = start(make_weights(), ("cat", "Dog", "sofa"), fit=fit).report
+    said = "  not kept: pictures by stretch; --set input.fit=stretch keeps it"
+    assert last == (said if fit == "letterbox" else "w: loaded 50 of 50 convolutions")
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (("x", "y", "z"), ["  adapted: the classes, by position: the file has no names"]),
+        (("class0", "class1", "class2"), []),
+    ],
+)
+def test_a_file_without_names_goes_by_position(
+    classes: tuple[str, ...], expected: list[str]
+) -> None:
+    """As the reference does."""
+    weights = make_weights(("class0", "class1", "class2"))
+    weights = weights._replace(info=weights.info._replace(named=False))
+    model, _, report = start(weights, classes)
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in weights.tensors.items())
+    assert list(report[1:]) == expected
 
 
 @pytest.mark.parametrize("asked", [(), OTHER_ANCHORS])
@@ -115,7 +150,8 @@ def test_the_files_anchors_are_kept_unless_the_recipe_names_its_own(
     weights = make_weights(config=replace(CONFIG, anchors=OTHER_ANCHORS))
     made = start(weights, weights.info.classes, replace(CONFIG, anchors=asked))
     assert made.config.anchors == made.model.anchors == OTHER_ANCHORS
-    assert len(made.report) == 1
+    said = () if asked else ("  adapted: the recipe, to the file's anchors",)
+    assert made.report[1:] == said
     mine = tuple(tuple((w + 1, h) for w, h in row) for row in OTHER_ANCHORS)
     made = start(weights, weights.info.classes, replace(CONFIG, anchors=mine))
     assert made.model.anchors == mine
@@ -147,11 +183,19 @@ def test_another_number_of_anchors_leaves_the_outputs_at_random() -> None:
         ),
         (
             Weights({"backbone.x": torch.zeros(1)}, make_weights().info),
-            "w: backbone.x does not fit mobilenet0.1",
+            "w: 242 tensors do not fit mobilenet0.1, the first is backbone.x",
         ),
         (
             Weights({"backbone.stem.conv.weight": torch.zeros(1)}, make_weights().info),
-            "w: backbone.stem.conv.weight does not fit mobilenet0.1",
+            "w: 241 tensors do not fit mobilenet0.1, the first is backbone.stem.conv.weight",
+        ),
+        (
+            make_weights(parts=("backbone", "head.blocks", "head.transitions")),
+            "w: 6 tensors do not fit mobilenet0.1, the first is head.outputs.0.weight",
+        ),
+        (
+            make_weights((), parts=("backbone.stages",)),
+            "w: 5 tensors do not fit mobilenet0.1, the first is backbone.stem.conv.weight",
         ),
     ],
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -331,7 +331,7 @@ def _darknet_resize(image: Image, size: tuple[int, int]) -> Image:
     """An image resized to (height, width) as Darknet does: linear between the corner pixels'
     centres, and without smoothing where it shrinks."""
     # Not OpenCV's: its resize puts the centres elsewhere, its remap has 32 steps between pixels.
-    resized = image.astype(np.float32)
+    resized: NDArray[Any] = image
     for axis, (old, new) in enumerate(zip(image.shape[:2], size, strict=True)):
         at = np.linspace(0, old - 1, new, dtype=np.float32)
         before = at.astype(np.int64).clip(0, max(old - 2, 0))

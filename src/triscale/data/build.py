@@ -10,27 +10,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from triscale.data.classes import class_numbers
 from triscale.data.index import Index, PackedStrings
 from triscale.data.options import DataConfig
 from triscale.errors import DataError, UserError
 
 _UNKNOWN = 4  # the fault of an object of no known class
-_VOC_TO_COCO = {
-    "aeroplane": "airplane",
-    "diningtable": "dining table",
-    "motorbike": "motorcycle",
-    "pottedplant": "potted plant",
-    "sofa": "couch",
-    "tvmonitor": "tv",
-}
-SYNONYMS = _VOC_TO_COCO | {coco: voc for voc, coco in _VOC_TO_COCO.items()}
 
 
 class Found(NamedTuple):
@@ -113,27 +105,6 @@ def size_problem(said: tuple[float, float] | None, actual: tuple[int, int]) -> s
     if said != actual:
         return f"made for a picture of {said[1]:g}x{said[0]:g}, but the picture is {width}x{height}"
     return None
-
-
-def class_numbers(names: Iterable[str], classes: Sequence[str]) -> dict[str, int]:
-    """The class of each name: an exact match, or else the only one that differs just in case, or
-    else the one that VOC or COCO calls by another name.
-
-    Names of no class are absent from the answer.
-    """
-    exact = {name: label for label, name in enumerate(classes)}
-    folded: dict[str, list[int]] = {}
-    for label, name in enumerate(classes):
-        folded.setdefault(name.casefold(), []).append(label)
-    numbers: dict[str, int] = {}
-    for name in names:
-        other = SYNONYMS.get(name.casefold(), "")
-        candidates = folded.get(name.casefold()) or folded.get(other, [])
-        if name in exact:
-            candidates = [exact[name]]
-        if len(candidates) == 1:
-            numbers[name] = candidates[0]
-    return numbers
 
 
 def _pack(scan: Scan, classes: tuple[str, ...], inclusive: bool) -> tuple[Read, int]:

@@ -20,15 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triscale.data.build import Convention, Found, Picture, Read, Scan, finish, size_problem
+from triscale.data.classes import VOC_CLASSES
 from triscale.data.options import DataConfig
 from triscale.data.pictures import PICTURE_SUFFIXES, picture_sizes
 from triscale.errors import UserError
 
-VOC_CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
-    *("train", "tvmonitor"),
-)
 MAX_XML_BYTES = 10_000_000
 _KEYS = ("xmin", "ymin", "xmax", "ymax")
 

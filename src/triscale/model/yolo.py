@@ -102,6 +102,12 @@ def skeleton(config: ModelConfig, num_classes: int) -> YOLOv3:
         return YOLOv3(backbone, head, anchors=anchors, num_classes=num_classes)
 
 
+def same_network(model: YOLOv3, other: YOLOv3) -> bool:
+    """Whether two networks have the same tensors and anchors."""
+    shapes = [{k: t.shape for k, t in m.state_dict().items()} for m in (model, other)]
+    return shapes[0] == shapes[1] and model.anchors == other.anchors
+
+
 def build_backbone(name: str) -> Backbone:
     """The backbone called `name`; UserError if there is none."""
     if name == "darknet53":

@@ -10,14 +10,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from triscale.data.coco import COCO_CLASSES
-from triscale.data.voc import VOC_CLASSES
+from triscale.data.classes import COCO_CLASSES, VOC_CLASSES
 from triscale.errors import UserError
 from triscale.model.yolo import ModelConfig
 from triscale.pixels import NORMALISATIONS, InputConfig, Normalisation
 
 MAX_TEXT_BYTES = 1 << 18  # of a .cfg or a list of names; Darknet's yolov3.cfg has 8,342
-FIRST_LAYERS = ("backbone.stem", "backbone.stages.0.0")  # of all backbones; the first that is there
+# where a backbone's first cell is; the first of these that is there
+FIRST_LAYERS = ("backbone.stem", "backbone.stages.0.0", "backbone.stages.0")
 
 
 class WeightsInfo(NamedTuple):
@@ -28,6 +28,7 @@ class WeightsInfo(NamedTuple):
     size: int  # side of the square network input
     input: InputConfig
     recipe: Mapping[str, Any]  # the sections of the recipe it was trained with
+    named: bool = True  # False: the file has no names, `classes` are guessed from their number
 
 
 class Weights(NamedTuple):

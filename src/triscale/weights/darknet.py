@@ -7,7 +7,7 @@ and kernel without. Source: the format as Darknet (public domain) reads and writ
 
 Darknet on a CPU divides by sqrt(variance) + 1e-6, our layers, as Darknet on a GPU, by
 sqrt(variance + 1e-5). The variances are converted, so that our network computes what the former
-does; a file that is read and written keeps its numbers.
+does; a file that is read and written keeps its numbers, but for variances below 1e-5.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from triscale.weights.darknet_layers import NETWORKS, Network, Section, classifi
 EPSILON = 1e-5  # of ConvCell.norm, inside the root
 DARKNET_EPSILON = 1e-6  # beside the root
 MAX_CLASSES = 10_000  # without a .cfg; with more, any file of some size would be a YOLOv3-tiny
-_ENDING = re.compile(r"\.weights$|\.conv\.\d+$")
+_ENDING = re.compile(r"\.weights$|\.conv\.\d+$", re.IGNORECASE)
 
 
 class _Reading(NamedTuple):
@@ -85,12 +85,15 @@ def read_darknet(
     require_finite(tensors, path=path)
     network = reading.network
     whole = len(reading.convolutions) == len(network.convolutions)
+    num_classes = network.num_classes if whole else 0
+    names = _class_names(path, num_classes) if classes is None else classes
     info = WeightsInfo(
-        classes=_class_names(path, network.num_classes if whole else 0, classes),
+        classes=class_names(num_classes, names, path=path),
         model=network.model,
         size=network.size,
         input=InputConfig(normalise="unit", fit=network.fit),
         recipe={},
+        named=names is not None or not num_classes,
     )
     return Weights(tensors, info)
 
@@ -262,15 +265,17 @@ def _held(
     return held
 
 
-def _class_names(path: Path, number: int, given: Sequence[str] | None) -> tuple[str, ...]:
-    names = beside(path, ".names")
-    if given is None and number and names.is_file():
-        given = read_names(names)
-        if len(given) != number:
-            raise UserError(
-                f"{names}: expected {number} lines, the classes of {path.name}, found {len(given)}"
-            )
-    return class_names(number, given, path=path)
+def _class_names(path: Path, number: int) -> tuple[str, ...] | None:
+    """The names in the file beside, None without one; UserError if they are too many or few."""
+    file = beside(path, ".names")
+    if not number or not file.is_file():
+        return None
+    names = read_names(file)
+    if len(names) != number:
+        raise UserError(
+            f"{file}: expected {number} lines, the classes of {path.name}, found {len(names)}"
+        )
+    return names
 
 
 def _lines(path: Path, classes: Sequence[str]) -> str:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from triscale.errors import UserError
+from triscale.files import locked
 from triscale.model.yolo import YOLOv3, build_model
 from triscale.pixels import Fit
-from triscale.weights import zoo
+from triscale.weights import gluoncv, zoo
 from triscale.weights.contents import Weights, WeightsInfo, class_names
 from triscale.weights.darknet import beside, is_darknet, read_darknet, write_darknet
 from triscale.weights.gluoncv import read_gluoncv, write_gluoncv
@@ -35,22 +36,22 @@ def read_weights(
     replaces the class names. Raises UserError if the file can't be read or doesn't fit together.
     """
     suffix = path.suffix.lower()
-    if cfg and not is_darknet(path):
-        raise UserError(f"{path}: a .cfg describes Darknet's weights only")
     if is_darknet(path):
-        weights = read_darknet(path, cfg=cfg, classes=classes)
-    elif suffix == ".params":
-        weights = read_gluoncv(path, classes=classes)
-    elif suffix == ".npz":
+        return read_darknet(path, cfg=cfg, classes=classes)
+    if cfg:
+        raise UserError(f"{path}: a .cfg describes Darknet's weights only")
+    if suffix == ".params":
+        return read_gluoncv(path, classes=classes)
+    if suffix == ".npz":
         weights = read_tensorflow(path)
     elif suffix == ".safetensors":
         weights = read_native(path)
-        if classes is not None:
-            names = class_names(len(weights.info.classes), classes, path=path)
-            weights = weights._replace(info=weights.info._replace(classes=names))
     else:
         raise UserError(f"{path}: expected a weights file named {_READABLE}, found '{path.name}'")
-    return weights
+    if classes is None:
+        return weights
+    names = class_names(len(weights.info.classes), classes, path=path)
+    return weights._replace(info=weights.info._replace(classes=names, named=True))
 
 
 def writer_of(path: Path) -> Callable[[Path, Weights], None]:
@@ -68,6 +69,20 @@ def files_of(path: Path) -> tuple[Path, ...]:
     """All that writing weights to `path` may write: Darknet's come with their description."""
     texts = (beside(path, ".cfg"), beside(path, ".names")) if is_darknet(path) else ()
     return (path, *texts)
+
+
+def lost_in(path: Path, weights: Weights) -> list[str]:
+    """What the format of `path` has no place for, if it isn't what a reader assumes anyway."""
+    info = weights.info
+    lost = ["the recipe"] if info.recipe and path.suffix.lower() != ".safetensors" else []
+    if info.classes and path.suffix.lower() == ".params":
+        if info.classes != class_names(len(info.classes), None, path=path):
+            lost.append("the class names")
+        if info.size != gluoncv.SIZE:
+            lost.append(f"the size, {info.size}")
+        if info.input.fit != "stretch":
+            lost.append(f"the fit, {info.input.fit}")
+    return lost
 
 
 def load_weights(path: Path) -> tuple[YOLOv3, WeightsInfo]:
@@ -113,12 +128,14 @@ def convert(
 
 def fetch(name: str, *, narrator: Narrator, mirror: str | None = None) -> Path:
     """Published weights by name as our own file in the cache folder, downloaded if need be."""
-    path = cached(name)
-    if path is None:
-        params = zoo.download(name, narrator=narrator, mirror=mirror)
-        path = params.with_suffix(".safetensors")
-        convert(params, path)
-        params.unlink()
+    if path := cached(name):
+        return path
+    params = zoo.download(name, narrator=narrator, mirror=mirror)
+    path = params.with_suffix(".safetensors")
+    with locked(path.parent):
+        if not path.is_file():  # another process may have been faster
+            convert(params, path)
+            params.unlink()
     return path
 
 

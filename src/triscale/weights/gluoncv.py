@@ -1,18 +1,13 @@
 """GluonCV's `.params` files: its YOLOv3 networks, and its Darknet-53 and MobileNet v1 without head.
 
-A file holds tensors and nothing else, so the network is recognised by their names and shapes. Three
-spellings of the names exist. `save_parameters` writes the structure (`stages.0.0.0.weight`; in a
-backbone alone, whose layers aren't cut into stages, `features.0.0.weight`). The older
-`collect_params().save` writes a scope and a number per scope and kind of layer
-(`darknetv30_conv0_weight`, `yolov30_yolooutputv31_conv0_bias`). `export` puts `arg:` or `aux:`
-before that. All three are read, the first is written.
+A file holds tensors and nothing else, so the network is recognised by their names and shapes. All
+spellings of the names in `gluoncv_names.py` are read, that of `save_parameters` is written.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +27,13 @@ from triscale.weights.contents import (
     require_finite,
     with_normalisation,
 )
-from triscale.weights.gluoncv_names import gluoncv_names
+from triscale.weights.gluoncv_names import (
+    CUTS,
+    flat_name,
+    reference_keys,
+    spelling,
+    spellings,
+)
 from triscale.weights.mxnet import read_ndarrays, write_ndarrays
 
 Arrays = dict[str, NDArray[Any]]
@@ -41,13 +42,6 @@ SIZE = 416  # what GluonCV states the results of its networks at
 OFFSETS_SIDE = 128  # gluoncv: each output layer keeps a constant grid of so many cells squared
 # in the files, but not weights of ours
 _OTHERS = re.compile(r"yolo_outputs\.[012]\.(anchors|offsets)|output\.(weight|bias)")
-# the layers of GluonCV's `features` that its stages begin with
-_CUTS = {"darknet53": (0, 15, 24), "mobilenet1.0": (0, 33, 69)}
-# a parameter's scopes and its own name, as in yolov30_yolodetectionblockv32_conv5_weight
-_SCOPED = re.compile(
-    r"(?:([^.]*)_)?((?:conv|batchnorm|dense)\d+_[a-z_]+|(?:anchor|offset)_\d+)", re.ASCII
-)
-_SCOPE = re.compile(r"(?:.*_)?(yolov3|yolodetectionblockv3|yolooutputv3)(\d+)", re.ASCII)
 
 
 def read_gluoncv(path: Path, *, classes: Sequence[str] | None = None) -> Weights:
@@ -63,14 +57,15 @@ def read_gluoncv(path: Path, *, classes: Sequence[str] | None = None) -> Weights
         backbone=_with_width(backbone, arrays), anchors=() if anchors == YOLO3_ANCHORS else anchors
     )
     model = skeleton(config, max(num_classes, 1))
-    keys = _reference_keys(model, bare=bare)
+    keys = reference_keys(model, bare=bare)
     expected = _shapes(model, keys)
     shapes = {name: array.shape for name, array in arrays.items() if not _OTHERS.fullmatch(name)}
     _check_shapes(shapes, expected, network=config.backbone, path=path)
     tensors = {name: torch.from_numpy(_float32(arrays, name, path)) for name in keys}
     require_finite(tensors, path=path)
     names = class_names(num_classes, classes, path=path)
-    info = WeightsInfo(names, model=config, size=SIZE, input=InputConfig(), recipe={})
+    named = classes is not None or bare
+    info = WeightsInfo(names, config, SIZE, InputConfig(), recipe={}, named=named)
     return Weights({keys[name]: tensor for name, tensor in tensors.items()}, info)
 
 
@@ -80,14 +75,9 @@ def write_gluoncv(path: Path, weights: Weights) -> None:
     Raises UserError for what GluonCV doesn't have.
     """
     config = weights.info.model
-    if config.spp or config.backbone == "tiny":
-        raise UserError(
-            f"{path}: expected a network that GluonCV has, YOLOv3 with darknet53 or mobilenet, "
-            f"found YOLOv3-{'spp' if config.spp else 'tiny'}"
-        )
     bare = not weights.info.classes
     model = skeleton(config, max(len(weights.info.classes), 1))
-    keys = _reference_keys(model, bare=bare)
+    keys = reference_keys(model, bare=bare)
     expected = _shapes(model, keys)
     names = {key: name for name, key in keys.items()}
     shapes = {
@@ -106,34 +96,19 @@ def write_gluoncv(path: Path, weights: Weights) -> None:
             cells = np.indices((OFFSETS_SIDE, OFFSETS_SIDE), np.float32)[::-1]  # column, row
             arrays[f"{layer}.offsets"] = np.moveaxis(cells, 0, -1)[None, None]
         array: NDArray[Any] = tensors[key].detach().float().cpu().numpy()
-        arrays[_flat(name, config.backbone) if bare else name] = array
+        arrays[flat_name(name, config.backbone) if bare else name] = array
     write_ndarrays(path, arrays)
-
-
-def _reference_keys(model: YOLOv3, *, bare: bool) -> dict[str, str]:
-    """Structural name -> our key, in the reference's order, of the network or of its backbone."""
-    pairs = sorted(gluoncv_names(model).items(), key=lambda pair: pair[1].partition(".")[0])
-    return {name: key for key, name in pairs if not bare or key.startswith("backbone.")}
-
-
-def _flat(name: str, backbone: str) -> str:
-    """What `stages.<i>.<k>...` is called where the layers are one list `features`."""
-    first, *rest = name.split(".")
-    if first != "stages":
-        return name
-    cut = _CUTS["darknet53" if backbone == "darknet53" else "mobilenet1.0"][int(rest[0])]
-    return ".".join(["features", str(cut + int(rest[1])), *rest[2:]])
 
 
 def _recognise(found: Arrays, path: Path) -> tuple[str, Arrays]:
     """Which kind of backbone a file has, and its arrays by structural name."""
     best, overlap = "", 0.0
     named: dict[str, str] = {}  # structural name -> the file's
-    for backbone in _CUTS:
-        names = _reference_keys(skeleton(ModelConfig(backbone), 1), bare=False)
-        spellings = _spellings(names, backbone)
-        renamed = {spellings.get(_spelling(name), name): name for name in found}
-        known = set(spellings.values())
+    for backbone in CUTS:
+        names = reference_keys(skeleton(ModelConfig(backbone), 1), bare=False)
+        known_as = spellings(names, backbone)
+        renamed = {known_as.get(spelling(name), name): name for name in found}
+        known = set(known_as.values())
         share = len(renamed.keys() & known) / len(renamed.keys() | known)
         if share > overlap:
             best, overlap, named = backbone, share, renamed
@@ -147,44 +122,6 @@ def _recognise(found: Arrays, path: Path) -> tuple[str, Arrays]:
         twice = (set(found) - set(named.values())).pop()
         raise UserError(f"{path}: expected each tensor once, found {twice!r:.80} under two names")
     return best, {name: found[original] for name, original in named.items()}
-
-
-def _spellings(names: Iterable[str], backbone: str) -> dict[str, str]:
-    """Each spelling of a network's names, as `_spelling` gives it -> the structural name."""
-    table: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    for name in names:
-        first, second, *_, leaf = name.split(".")
-        part = first if first in ("stages", "transitions") else f"{first}.{second}"
-        kind = "conv" if leaf in ("weight", "bias") else "batchnorm"
-        table |= {name: name, _flat(name, backbone): name}
-        table[f"{part} {kind}{counts[part + leaf]}_{leaf}"] = name
-        counts[part + leaf] += 1
-    for i in range(len(YOLO3_ANCHORS)):
-        for leaf in ("anchors", "offsets"):
-            name = f"yolo_outputs.{i}.{leaf}"
-            table |= {name: name, f"yolo_outputs.{i} {leaf[:-1]}_{i}": name}
-    for leaf in ("weight", "bias"):
-        table |= {f"output.{leaf}": f"output.{leaf}", f"stages dense0_{leaf}": f"output.{leaf}"}
-    return table
-
-
-def _spelling(name: str) -> str:
-    """A name without `arg:` or `aux:`; a scoped name as its part of the network and its number."""
-    name = name.removeprefix("arg:").removeprefix("aux:")
-    scoped = _SCOPED.fullmatch(name)
-    if scoped is None:
-        return name
-    scope = _SCOPE.fullmatch(scoped[1] or "")
-    part = "stages"  # the backbone's scope is called after the backbone
-    if scope is not None:
-        parts = {
-            "yolov3": "transitions",
-            "yolodetectionblockv3": f"yolo_blocks.{scope[2]}",
-            "yolooutputv3": f"yolo_outputs.{scope[2]}",
-        }
-        part = parts[scope[1]]
-    return f"{part} {scoped[2]}"
 
 
 def _outputs(arrays: Arrays, path: Path) -> tuple[Anchors, int]:

@@ -3,20 +3,37 @@
 GluonCV numbers the layers of one flat feature extractor, cut into three `stages` at strides 8, 16
 and 32. Its Darknet cell is a pair (0: convolution, 1: normalisation); its MobileNet is flat: layers
 3k, 3k + 1 and 3k + 2 are the k-th convolution, its normalisation and its ReLU.
+
+Three spellings of the names exist. `save_parameters` writes the structure (`stages.0.0.0.weight`;
+in a backbone alone, whose layers aren't cut into stages, `features.0.0.weight`). The older
+`collect_params().save` writes a scope and a number per scope and kind of layer
+(`darknetv30_conv0_weight`, `yolov30_yolooutputv31_conv0_bias`). `export` puts `arg:` or `aux:`
+before that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from torch import nn
 
+from triscale.anchors import YOLO3_ANCHORS
 from triscale.errors import UserError
 from triscale.model.darknet import Darknet
+from triscale.model.layers import SpatialPyramid
 from triscale.model.mobilenet import MobileNet
 from triscale.model.yolo import YOLOv3
 
+# the layers of GluonCV's `features` that its stages begin with
+CUTS = {"darknet53": (0, 15, 24), "mobilenet1.0": (0, 33, 69)}
+# a parameter's scopes and its own name, as in yolov30_yolodetectionblockv32_conv5_weight
+_SCOPED = re.compile(
+    r"(?:([^.]*)_)?((?:conv|batchnorm|dense)\d+_[a-z_]+|(?:anchor|offset)_\d+)", re.ASCII
+)
+_SCOPE = re.compile(r"(?:.*_)?(yolov3|yolodetectionblockv3|yolooutputv3)(\d+)", re.ASCII)
 NORM_NAMES = {
     "weight": "gamma",
     "bias": "beta",
@@ -39,12 +56,14 @@ def gluoncv_names(model: YOLOv3) -> dict[str, str]:
     Left out are our `num_batches_tracked` and GluonCV's constants `yolo_outputs.*.anchors` and
     `.offsets`. Raises UserError for a network that GluonCV doesn't have.
     """
+    if any(isinstance(module, SpatialPyramid) for module in model.modules()):
+        raise UserError("expected a network that GluonCV has too, found YOLOv3-spp")
     if isinstance(model.backbone, Darknet):
         backbone = _darknet_cells(model.backbone)
     elif isinstance(model.backbone, MobileNet):
         backbone = _mobilenet_cells(model.backbone)
     else:
-        raise UserError("GluonCV has no YOLOv3-tiny; its weights fit darknet53 and mobilenet only")
+        raise UserError("expected a network that GluonCV has too, found YOLOv3-tiny")
     names: dict[str, str] = {}
     for cell in [*backbone, *_head_cells(model)]:
         names[f"{cell.ours}.conv.weight"] = f"{cell.conv}.weight"
@@ -54,6 +73,67 @@ def gluoncv_names(model: YOLOv3) -> dict[str, str]:
         for leaf in ("weight", "bias"):
             names[f"head.outputs.{i}.{leaf}"] = f"yolo_outputs.{i}.prediction.{leaf}"
     return names
+
+
+def reference_keys(model: YOLOv3, *, bare: bool) -> dict[str, str]:
+    """Structural name -> our key, in the reference's order, of the network or of its backbone."""
+    pairs = sorted(gluoncv_names(model).items(), key=lambda pair: pair[1].partition(".")[0])
+    return {name: key for key, name in pairs if not bare or key.startswith("backbone.")}
+
+
+def flat_name(name: str, backbone: str) -> str:
+    """What `stages.<i>.<k>...` is called where the layers are one list `features`."""
+    first, *rest = name.split(".")
+    if first != "stages":
+        return name
+    cut = CUTS["darknet53" if backbone == "darknet53" else "mobilenet1.0"][int(rest[0])]
+    return ".".join(["features", str(cut + int(rest[1])), *rest[2:]])
+
+
+def spellings(names: Iterable[str], backbone: str) -> dict[str, str]:
+    """Each spelling of a network's names, as `spelling` gives it -> the structural name.
+
+    A scoped name is a part of the network and a number: `transitions.1.0.weight` is the second
+    convolution under the scope `yolov30`, so `transitions conv1_weight` stands for it.
+    """
+    table: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for name in names:
+        first, second, *_, leaf = name.split(".")
+        part = first if first in ("stages", "transitions") else f"{first}.{second}"
+        kind = "conv" if leaf in ("weight", "bias") else "batchnorm"
+        table |= {name: name, flat_name(name, backbone): name}
+        table[f"{part} {kind}{counts[part + leaf]}_{leaf}"] = name
+        counts[part + leaf] += 1
+    for i in range(len(YOLO3_ANCHORS)):
+        for leaf in ("anchors", "offsets"):
+            name = f"yolo_outputs.{i}.{leaf}"
+            table |= {name: name, f"yolo_outputs.{i} {leaf[:-1]}_{i}": name}
+    for leaf in ("weight", "bias"):
+        table |= {f"output.{leaf}": f"output.{leaf}", f"stages dense0_{leaf}": f"output.{leaf}"}
+    return table
+
+
+def spelling(name: str) -> str:
+    """A name without `arg:` or `aux:`; a scoped name as its part of the network and its number.
+
+    `arg:yolov30_conv1_weight` becomes `transitions conv1_weight`, and a name under any other
+    scope, which is called after the backbone, `stages conv1_weight`.
+    """
+    name = name.removeprefix("arg:").removeprefix("aux:")
+    scoped = _SCOPED.fullmatch(name)
+    if scoped is None:
+        return name
+    scope = _SCOPE.fullmatch(scoped[1] or "")
+    part = "stages"
+    if scope is not None:
+        parts = {
+            "yolov3": "transitions",
+            "yolodetectionblockv3": f"yolo_blocks.{scope[2]}",
+            "yolooutputv3": f"yolo_outputs.{scope[2]}",
+        }
+        part = parts[scope[1]]
+    return f"{part} {scoped[2]}"
 
 
 def _pair(ours: str, theirs: str) -> CellName:

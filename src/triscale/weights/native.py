@@ -36,6 +36,7 @@ def write_native(path: Path, weights: Weights) -> None:
     header = {
         "format": _FORMAT,
         "classes": json.dumps(info.classes),
+        "named": json.dumps(info.named),
         "model": json.dumps(to_dict(info.model)),
         "anchors": json.dumps(skeleton(info.model, 1).anchors),  # for other programs
         "size": json.dumps(info.size),
@@ -58,8 +59,9 @@ def read_native(path: Path) -> Weights:
             classes=tuple(json.loads(header["classes"])),
             model=build(ModelConfig, json.loads(header["model"]), where=f"{path}: model"),
             size=int(json.loads(header["size"])),
-            input=build(InputConfig, json.loads(header["input"]), where=f"{path}: input"),
+            input=build(InputConfig, json.loads(header.get("input", "{}")), where=f"{path}: input"),
             recipe=json.loads(header["recipe"]),
+            named=json.loads(header.get("named", "true")) is True,
         )
     except UserError:
         raise

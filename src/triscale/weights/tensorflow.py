@@ -31,11 +31,11 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from triscale.errors import UserError
+from triscale.files import ZIP_ERRORS
 from triscale.model.mobilenet import STAGES, width_of
 from triscale.model.yolo import ModelConfig, skeleton
 from triscale.pixels import NORMALISATIONS, InputConfig, Normalisation
 from triscale.weights.contents import Weights, WeightsInfo, fold_normalisation, require_finite
-from triscale.weights.zoo import ZIP_ERRORS
 
 SIZE = 224  # side of the pictures that it was trained with
 INPUT = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # pixels from -1 to 1

@@ -12,9 +12,7 @@ import hashlib
 import math
 import os
 import re
-import struct
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path, PurePosixPath
@@ -22,12 +20,12 @@ from typing import TYPE_CHECKING, cast
 from urllib import request
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 from triscale import __version__
 from triscale.config import nearest
 from triscale.errors import UserError
-from triscale.files import locked, replace_atomically
+from triscale.files import ZIP_ERRORS, locked, replace_atomically
 
 if TYPE_CHECKING:
     from triscale.log import Narrator
@@ -51,10 +49,6 @@ ATTEMPTS = 3
 PAUSE = 1.0  # seconds between two attempts
 CHUNK = 1 << 16
 MEGABYTE = 1e6  # unit of the progress bar
-
-
-# what zipfile raises for a file that is no zip, a truncated, an encrypted or a damaged one
-ZIP_ERRORS = (BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 class _BrokenError(Exception):
@@ -140,18 +134,17 @@ def _download(url: str, target: Path, *, part: Path, sha1: str, narrator: Narrat
 def _fetch(url: str, part: Path, *, narrator: Narrator) -> bool:
     """Complete `part`; whether it is joined from pieces, which may not belong together."""
     narrator.say(f"downloading {url}")
-    reason, validator = "", ""
+    reason = ""
     for attempt in range(ATTEMPTS):
         if attempt:
             narrator.say(f"{url}: {reason}; trying again")
             time.sleep(PAUSE)
         have = part.stat().st_size if part.exists() else 0
         try:
-            response = _open(url, start=have, validator=validator)
+            response = _open(url, start=have)
             if response is None:
                 return True
             with response:
-                validator = _validator(response)
                 _receive(url, response, part=part, have=have, narrator=narrator)
                 return response.status == 206
         except _BrokenError as error:
@@ -161,7 +154,7 @@ def _fetch(url: str, part: Path, *, narrator: Narrator) -> bool:
     raise _failure(url, f"{reason}, at the last of {ATTEMPTS} attempts (what came is kept)")
 
 
-def _open(url: str, *, start: int, validator: str) -> HTTPResponse | None:
+def _open(url: str, *, start: int) -> HTTPResponse | None:
     """The server's answer from byte `start` on; None if it has no bytes there.
 
     None means that we have the whole file or the wrong one, which the hash will tell. Raises
@@ -170,8 +163,6 @@ def _open(url: str, *, start: int, validator: str) -> HTTPResponse | None:
     headers = {"User-Agent": f"triscale/{__version__}"}
     if start:
         headers["Range"] = f"bytes={start}-"
-        if validator:  # the whole file, if it changed meanwhile
-            headers["If-Range"] = validator
     opener = request.OpenerDirector()  # not build_opener: that one also opens ftp: and file:
     for handler in (
         request.ProxyHandler(),
@@ -197,12 +188,6 @@ def _open(url: str, *, start: int, validator: str) -> HTTPResponse | None:
         raise _failure(url, _reason(error)) from error
     except (OSError, HTTPException) as error:
         raise _BrokenError(_reason(error)) from error
-
-
-def _validator(response: HTTPResponse) -> str:
-    """What If-Range can be asked with; a weak tag can't (RFC 9110, section 13.1.5)."""
-    tag = response.headers.get("ETag", "")
-    return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
 
 
 def _receive(

@@ -253,7 +253,11 @@ def test_detections_in_a_letterbox() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"score_threshold": -0.1}, "score_threshold"), ({"top_k": 0}, "top_k")],
+    [
+        ({"score_threshold": -0.1}, "score_threshold"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_k": 10**6}, "top_k"),
+    ],
 )
 def test_impossible_settings_are_refused(setting: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):

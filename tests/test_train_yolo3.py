@@ -128,6 +128,7 @@ def test_each_flag_reaches_the_recipe(words: str, key: str, value: Any) -> None:
         ("--lr-decay-epoch 1;2", "--lr-decay-epoch: expected epochs as in 160,180, got '1;2'"),
         ("--gpus a", "--gpus: expected numbers as in 0,1,2 (or nothing), got 'a'"),
         ("--horovod", "--horovod: start the processes with torchrun"),
+        ("--resume a.params --pretrained-base b", "--pretrained-base: --resume names the weights"),
         ("--epochs 0", "train.epochs: expected at least 1, got 0"),
         ("--root /nowhere", "/nowhere: no such folder"),
     ],

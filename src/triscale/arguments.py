@@ -66,7 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
     convert.add_argument("--classes", metavar="FILE", help="class names, one on each line")
     convert.add_argument("--size", type=int, metavar="N", help="side of the network input")
     convert.add_argument("--fit", choices=["stretch", "letterbox"], help="pictures to the input")
-    convert.add_argument("--force", action="store_true", help="replace OUT if it is there")
+    convert.add_argument(
+        "--force", action="store_true", help="replace OUT (and its .cfg and .names)"
+    )
 
     download = commands.add_parser("download", help="get weights that GluonCV published")
     download.add_argument("name", metavar="NAME", help="as in yolo3_darknet53_coco, or: list")

@@ -187,8 +187,6 @@ def _convert(arguments: argparse.Namespace) -> None:
     from triscale.weights.contents import read_names
     from triscale.weights.formats import convert, files_of, lost_in
 
-    if arguments.size is not None and arguments.size < 32:
-        raise UserError(f"--size: expected at least 32 pixels, got {arguments.size}")
     source, target = find_weights(Path(arguments.source)), Path(arguments.target)
     for path in files_of(target):
         if path.exists() and not arguments.force:

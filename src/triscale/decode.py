@@ -30,6 +30,9 @@ class Decoded(NamedTuple):
     labels: Tensor  # (B, K) int64
 
 
+MAX_TOP_K = 20_000  # the suppression compares each with each
+
+
 @dataclass(frozen=True)
 class DecodeConfig:
     """The `[decode]` section; the defaults are the reference's at validation."""
@@ -44,8 +47,8 @@ class DecodeConfig:
             raise UserError(
                 f"decode.score_threshold: expected 0 <= x < 1, got {self.score_threshold}"
             )
-        if self.top_k < 1:
-            raise UserError(f"decode.top_k: expected at least 1, got {self.top_k}")
+        if not 1 <= self.top_k <= MAX_TOP_K:
+            raise UserError(f"decode.top_k: expected 1 to {MAX_TOP_K}, got {self.top_k}")
 
     @property
     def suppress(self) -> bool:
@@ -53,7 +56,7 @@ class DecodeConfig:
 
     @property
     def num_rows(self) -> int:
-        return self.keep if self.suppress and self.keep > 0 else self.top_k
+        return min(self.keep, self.top_k) if self.suppress and self.keep > 0 else self.top_k
 
 
 def decode_boxes(predictions: Predictions, grid: Grid) -> Tensor:
@@ -131,7 +134,8 @@ def detections(
         left, top, columns, rows = placement((height, width), size, fit)
         scale = np.array([width / columns, height / rows] * 2, np.float32)
         corner = np.array([left, top] * 2, np.float32)
-        scaled = clip_boxes((boxes[i, used] - corner) * scale, (height, width))
+        with np.errstate(over="ignore"):  # a network that exploded predicts the largest floats
+            scaled = clip_boxes((boxes[i, used] - corner) * scale, (height, width))
         found.append(Detections(scaled, scores[i, used], labels[i, used]))
     return found
 

@@ -34,7 +34,8 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
         _flush(temporary)
         temporary.replace(path)
     except OSError as error:
-        if error.filename is None and error.errno:  # a full disk does not say what was written
+        # a full disk does not say what was written, others name what nobody knows
+        if error.errno and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     finally:

@@ -66,7 +66,7 @@ def find_weights(path: Path) -> Path:
     """The weights file that `path` means: itself, the best (else the newest) of a run folder, or
     what was downloaded under that name."""
     if not path.is_dir():
-        if path.exists():
+        if path.is_file():
             return path
         if downloaded := cached(str(path)):
             return downloaded

@@ -17,6 +17,15 @@ from triscale.model.yolo import YOLOv3
 from triscale.optim import SGD, load_state_tensors, state_tensors
 from triscale.weights.native import load_state as load_model
 
+# what a run can't go on without, as its states call it and as people do
+_IDENTITY = {
+    "data": "the training data",
+    "batch_size": "train.batch_size",
+    "seed": "train.seed",
+    "input": "[input]",
+    "anchors": "model.anchors",
+}
+
 
 @dataclass
 class Progress:
@@ -64,8 +73,9 @@ def restore(
     for line in damaged:
         narrator.say(f"warning: {line}")
     for key, value in identity.items():
-        if state.values.get(key) != value:
-            raise UserError(f"{run}: {key} changed since the run began; it can't go on exactly")
+        if state.values.get(key, value) != value:
+            what = _IDENTITY[key]
+            raise UserError(f"{run}: {what} changed since the run began; it can't go on exactly")
     weights = {k[6:]: v for k, v in state.tensors.items() if k.startswith("model.")}
     load_model(model, weights, source=str(run / "last"))
     load_state_tensors(optimizer, model, state.tensors)

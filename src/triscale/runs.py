@@ -21,6 +21,7 @@ from triscale.pixels import InputConfig
 from triscale.predict import Detector, find_weights
 from triscale.recipe import Recipe, load_recipe
 from triscale.training import Result, train
+from triscale.weights.contents import require_size
 from triscale.weights.formats import read_weights
 from triscale.weights.start import start_from
 from triscale.weights.zoo import ZOO
@@ -40,6 +41,9 @@ def resume_run(run: Path, *, overrides: Sequence[str] = ()) -> Result:
     """Go on with the run in a folder from its newest state."""
     if not (run / "recipe.toml").is_file():
         raise UserError(f"{run}: expected a run folder with recipe.toml")
+    for assignment in overrides:
+        if assignment.partition("=")[0].strip() == "train.init":
+            raise UserError(f"--set {assignment}: a run that goes on has its weights")
     return _run(load_recipe(run / "recipe.toml", overrides=overrides), run, resume=True)
 
 
@@ -56,8 +60,10 @@ def evaluate_weights(
     overrides: Sequence[str] = (),
 ) -> Evaluation:
     """Measure weights on a split; the weights' own recipe says how, unless it is overridden."""
-    if batch_size < 1 or workers < 0 or (size is not None and size < 32):
-        raise UserError("expected --batch-size >= 1, --workers >= 0 and --size >= 32")
+    if batch_size < 1 or workers < 0:
+        raise UserError("expected --batch-size >= 1 and --workers >= 0")
+    if size is not None:
+        require_size(size, source="--size")
     detector = Detector(weights, device=device)
     table = {key: dict(detector.info.recipe.get(key, {})) for key in ("data", "decode", "evaluate")}
     table["input"] = to_dict(detector.info.input)

@@ -91,6 +91,8 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> None:
             "--horovod: start the processes with torchrun: "
             "torchrun --nproc-per-node N -m triscale.train_yolo3 ..."
         )
+    if arguments.resume and arguments.pretrained_base:
+        raise UserError("--pretrained-base: --resume names the weights to start from already")
     if len(gpus) > 1 and not launched:
         _launch(gpus, words)
 

@@ -119,11 +119,11 @@ def train(
 
         # --- where it starts ---
         identity = {
-            "the training data": fingerprint(index),
-            "train.batch_size": plan.batch_size,
-            "train.seed": plan.seed,
-            "[input]": to_dict(recipe.input),
-            "model.anchors": to_dict(recipe.model)["anchors"],
+            "data": fingerprint(index),
+            "batch_size": plan.batch_size,
+            "seed": plan.seed,
+            "input": to_dict(recipe.input),
+            "anchors": to_dict(recipe.model)["anchors"],
         }
         now = Progress(
             plan.first_step(config.start_epoch),

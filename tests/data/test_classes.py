@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from triscale.data.classes import COCO_CLASSES, VOC_CLASSES, class_numbers
+from triscale.data.classes import COCO_CLASSES, VOC_CLASSES, class_numbers, require_names
+from triscale.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -20,10 +23,29 @@ from triscale.data.classes import COCO_CLASSES, VOC_CLASSES, class_numbers
         (["couch"], ["Sofa"], {"couch": 0}),
         (["sofa"], ["couch", "sofa"], {"sofa": 1}),
         (["chair"], ["couch"], {}),
+        (["chair"], ["", "x"], {}),
     ],
 )
 def test_class_numbers(names: list[str], classes: list[str], expected: dict[str, int]) -> None:
     assert class_numbers(names, classes) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ("ab", "expected a list of class names, found 'ab'"),
+        ({"a": 1}, "expected a list of class names"),
+        (["a", None], "expected class names to be texts, found None"),
+        (["a", " "], "found ' '"),
+        (["a\nb"], "expected class names to be texts"),
+        (["a", "b", "a"], "expected each class name once, found 'a' twice"),
+    ],
+)
+def test_wrong_names(names: object, found: str) -> None:
+    with pytest.raises(UserError, match=f"^there: .*{re.escape(found)}"):
+        require_names(names, source="there")
+    assert require_names([], source="there") == ()
+    assert require_names(["côté", "traffic light"], source="there") == ("côté", "traffic light")
 
 
 def test_each_class_of_voc_is_one_of_coco() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import struct
 from collections.abc import Iterator
@@ -325,3 +326,28 @@ def test_beginnings_are_written_alone(number: int, tmp_path: Path) -> None:
     again = read_darknet(tmp_path / "x.conv.9")
     assert again.info == weights.info._replace(size=416)
     assert list(again.tensors) == list(weights.tensors)
+
+
+OTHER_ANCHORS = (((80.0, 80.0), (100.0, 60.0)), ((20.0, 20.0), (10.0, 30.0)))
+
+
+@pytest.mark.parametrize("name", ["x", "x_final", "x_last", "x_best", "x_1000"])
+def test_the_cfg_of_a_training_is_found(name: str, tmp_path: Path) -> None:
+    """Darknet names its weights after the .cfg, with something behind."""
+    weights = made(ModelConfig("tiny", anchors=OTHER_ANCHORS), ("a", "b"))
+    write_darknet(tmp_path / "x.weights", weights)
+    path = (tmp_path / "x.weights").rename(tmp_path / f"{name}.weights")
+    info = read_darknet(path).info
+    assert (info.classes, info.model.anchors, info.named) == (("a", "b"), OTHER_ANCHORS, True)
+
+
+def test_weights_are_never_without_their_description(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, write: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("triscale.weights.darknet.replace_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_darknet(tmp_path / "x.weights", made(TINY, ("a", "b")))
+    assert {path.name for path in tmp_path.iterdir()} == {"x.cfg", "x.names"}

@@ -122,11 +122,27 @@ def test_foreign(tmp_path: Path) -> None:
     [
         ("classes", None, "the header is damaged"),
         ("classes", "[", "the header is damaged"),
-        ("classes", "5", "the header is damaged"),
+        ("classes", "5", "classes: expected a list of class names, found 5"),
+        ("classes", '["a", ""]', "expected class names to be texts, found ''"),
+        ("classes", "[1, 2]", "expected class names to be texts, found 1"),
+        ("classes", '["a", "a"]', "expected each class name once, found 'a' twice"),
+        ("classes", r'["a", "\ud800"]', "expected class names to be texts"),
+        ("classes", r'["a", "\u001b[2J"]', "expected class names to be texts"),
+        ("classes", json.dumps([str(i) for i in range(100_000)]), "tensors do not fit the network"),
+        ("classes", "[" * 100_000, "nested too deeply"),
+        ("recipe", "[]", "the header is damaged"),
+        ("recipe", '{"decode": 5}', "the header is damaged"),
         ("model", "[]", "the header is damaged"),
+        ("model", '{"backbone": "mobilenet999"}', "unknown network 'mobilenet999'"),
+        ("model", '{"backbone": "mobilenet0.1", "anchors": [[[1e999, 1]]]}', "sides above 0"),
+        ("model", f'{{"anchors": [[[{"9" * 400}, 1]]]}}', "the header is damaged"),
+        ("size", "0", "expected a size from 32 to 8192 pixels, found 0"),
+        ("size", "96.5", "expected a size from 32 to 8192 pixels, found 96.5"),
+        ("size", "100000", "expected a size from 32 to 8192 pixels, found 100000"),
+        ("size", "true", "expected a size from 32 to 8192 pixels, found True"),
         ("model", '{"spine": 1}', "unknown key 'spine'"),
         ("model", '{"backbone": "resnet"}', "unknown network 'resnet'"),
-        ("size", '"wide"', "the header is damaged"),
+        ("size", '"wide"', "expected a size from 32 to 8192 pixels, found 'wide'"),
         ("input", '{"fit": "crop"}', "input.fit: expected one of"),
     ],
 )
@@ -171,3 +187,39 @@ def test_values_that_are_not_finite(model: YOLOv3, weights: Path) -> None:
         save_tensors(weights, tensors, file.metadata())
     with pytest.raises(UserError, match=r"head\.outputs\.0\.bias has values that are not finite"):
         load_weights(weights)
+
+
+def test_other_numbers_than_floats(model: YOLOv3, weights: Path) -> None:
+    """Halves become float32; whole numbers are no weights."""
+    state = {k: t.half() if t.is_floating_point() else t for k, t in model.state_dict().items()}
+    with safe_open(weights, framework="pt") as file:
+        header = file.metadata()
+    save_tensors(weights, state, header)
+    assert {p.dtype for p in load_weights(weights)[0].parameters()} == {torch.float32}
+    save_tensors(
+        weights, state | {"head.outputs.0.bias": torch.ones(21, dtype=torch.int32)}, header
+    )
+    with pytest.raises(UserError, match=r"head\.outputs\.0\.bias: expected floating point, found"):
+        load_weights(weights)
+
+
+def test_variances_below_zero(model: YOLOv3, weights: Path) -> None:
+    name = "backbone.stem.norm.running_var"
+    with safe_open(weights, framework="pt") as file:
+        save_tensors(
+            weights, {**model.state_dict(), name: -model.state_dict()[name]}, file.metadata()
+        )
+    with pytest.raises(UserError, match=rf"{name}: expected at least 0, found -1$"):
+        load_weights(weights)
+
+
+def test_loading_draws_nothing_and_shares_no_memory(weights: Path) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first, second = load_weights(weights)[0], load_weights(weights)[0]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(p.is_meta for p in first.parameters())
+    assert all(p.requires_grad for p in first.parameters())
+    with torch.no_grad():
+        next(first.parameters()).zero_()
+    assert next(second.parameters()).any()

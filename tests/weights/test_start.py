@@ -175,7 +175,7 @@ def test_another_number_of_anchors_leaves_the_outputs_at_random() -> None:
         (
             make_weights(config=ModelConfig(backbone="mobilenet0.2")),
             "w: holds mobilenet0.2, the recipe wants mobilenet0.1; "
-            "use --set model.backbone=mobilenet0.2",
+            "use --set model.backbone=mobilenet0.2 (train_yolo3: --network)",
         ),
         (
             make_weights(config=replace(CONFIG, spp=True)),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
+
+from triscale.errors import UserError
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -32,6 +35,21 @@ _VOC_TO_COCO = {
 SYNONYMS = _VOC_TO_COCO | {coco: voc for voc, coco in _VOC_TO_COCO.items()}
 
 
+def require_names(names: object, *, source: str) -> tuple[str, ...]:
+    """`names` as class names; UserError unless they are texts of printable characters, all
+    different."""
+    if not isinstance(names, (list, tuple)):
+        raise UserError(f"{source}: expected a list of class names, found {names!r:.80}")
+    known: set[str] = set()
+    for name in cast("Sequence[object]", names):
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise UserError(f"{source}: expected class names to be texts, found {name!r:.80}")
+        if name in known:
+            raise UserError(f"{source}: expected each class name once, found {name!r:.80} twice")
+        known.add(name)
+    return tuple(cast("Sequence[str]", names))
+
+
 def class_numbers(names: Iterable[str], classes: Sequence[str]) -> dict[str, int]:
     """The class of each name: an exact match, or else the only one that differs just in case, or
     else the one that VOC or COCO calls by another name.
@@ -44,8 +62,8 @@ def class_numbers(names: Iterable[str], classes: Sequence[str]) -> dict[str, int
         folded.setdefault(name.casefold(), []).append(label)
     numbers: dict[str, int] = {}
     for name in names:
-        other = SYNONYMS.get(name.casefold(), "")
-        candidates = folded.get(name.casefold()) or folded.get(other, [])
+        other = SYNONYMS.get(name.casefold())
+        candidates = folded.get(name.casefold()) or (folded.get(other, []) if other else [])
         if name in exact:
             candidates = [exact[name]]
         if len(candidates) == 1:

@@ -22,6 +22,7 @@ import numpy as np
 
 from triscale.config import build, read_toml
 from triscale.data.build import Scan, finish
+from triscale.data.classes import require_names
 from triscale.data.coco import scan_coco
 from triscale.data.index import Index
 from triscale.data.options import DataConfig
@@ -72,7 +73,7 @@ def open_dataset(
         file = build(DataFile, read_toml(path), where=str(path))
         root = path.parent / file.root
     format = file.format or _find_format(root)
-    fixed = classes or config.classes or file.classes
+    fixed = require_names(classes or config.classes or file.classes, source=str(path))
     yolo = yolo_source(root) if format == "yolo" else None
     defaults = _defaults(format, root, yolo)
     wanted = {

@@ -19,6 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from triscale.data.build import Convention, Found, Picture, Read, Scan, finish
+from triscale.data.classes import require_names
 from triscale.data.options import DataConfig
 from triscale.data.pictures import is_picture, picture_sizes
 from triscale.errors import UserError
@@ -57,7 +58,8 @@ def yolo_source(root: Path) -> YoloSource:
         file = root / name
         if file.is_file():
             rows = file.read_text(encoding="utf-8", errors="replace").splitlines()
-            return YoloSource(root, tuple(row.strip() for row in rows if row.strip()), {})
+            names = [row.strip() for row in rows if row.strip()]
+            return YoloSource(root, require_names(names, source=str(file)), {})
     return YoloSource(root, (), {})
 
 
@@ -140,7 +142,7 @@ def _class_names(content: dict[Any, Any], path: Path) -> tuple[str, ...]:
         raise UserError(f"{path}: 'names' is {names!r}, expected texts (quote words like no)")
     if count is not None and names and count != len(names):
         raise UserError(f"{path}: nc is {count!r}, but there are {len(names)} names")
-    return tuple(str(name) for name in names)
+    return require_names([str(name) for name in names], source=str(path))
 
 
 def _places(source: YoloSource, split: str) -> list[Path]:

@@ -51,7 +51,7 @@ class ModelConfig:
                 raise UserError(
                     f"model.{key}: expected at least 0 and less than 1, got {getattr(self, key)}"
                 )
-        if self.anchors and not all(w > 0 and h > 0 for row in self.anchors for w, h in row):
+        if not all(0 < side < math.inf for row in self.anchors for pair in row for side in pair):
             raise UserError(f"model.anchors: expected sides above 0, got {self.anchors}")
 
 
@@ -114,7 +114,7 @@ def build_backbone(name: str) -> Backbone:
         return darknet53()
     if name == "tiny":
         return TinyDarknet()
-    width = re.fullmatch(r"mobilenet(\d+(?:\.\d+)?)", name)
+    width = re.fullmatch(r"mobilenet(\d{1,2}(?:\.\d{1,10})?)", name)
     if width and int(STEM_CHANNELS * float(width[1])) > 0:
         return MobileNet(float(width[1]))
     raise UserError(

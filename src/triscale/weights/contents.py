@@ -10,11 +10,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from triscale.data.classes import COCO_CLASSES, VOC_CLASSES
+from triscale.data.classes import COCO_CLASSES, VOC_CLASSES, require_names
 from triscale.errors import UserError
 from triscale.model.yolo import ModelConfig
 from triscale.pixels import NORMALISATIONS, InputConfig, Normalisation
 
+MIN_SIZE, MAX_SIZE = 32, 8192  # of a network input: the memory it takes grows with its square
 MAX_TEXT_BYTES = 1 << 18  # of a .cfg or a list of names; Darknet's yolov3.cfg has 8,342
 # where a backbone's first cell is; the first of these that is there
 FIRST_LAYERS = ("backbone.stem", "backbone.stages.0.0", "backbone.stages.0")
@@ -56,7 +57,7 @@ def class_names(number: int, given: Sequence[str] | None, *, path: Path) -> tupl
     if given is not None:
         if len(given) != number:
             raise UserError(f"{path}: has {number} classes, {len(given)} names were given")
-        return tuple(given)
+        return require_names(given, source=str(path))
     for known in (VOC_CLASSES, COCO_CLASSES):
         if len(known) == number:
             return known
@@ -71,7 +72,7 @@ def read_names(path: Path) -> tuple[str, ...]:
             f"{path}: expected a class name in UTF-8 on each line, found {len(lines)} lines, "
             f"{sum(not line for line in lines)} of them empty"
         )
-    return tuple(lines)
+    return require_names(lines, source=str(path))
 
 
 def read_text(path: Path) -> str:
@@ -87,10 +88,22 @@ def read_text(path: Path) -> str:
 
 
 def require_finite(tensors: Mapping[str, Tensor], *, path: Path) -> None:
-    """UserError if a value is infinite or not a number."""
+    """UserError if a value is infinite or not a number, or a running variance is negative."""
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise UserError(f"{path}: {name} has values that are not finite numbers")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            found = f"{tensor.min().item():g}"
+            raise UserError(f"{path}: {name}: expected at least 0, found {found}")
+
+
+def require_size(size: object, *, source: str) -> int:
+    """`size` as the side of a network input; UserError unless it can be one."""
+    if type(size) is not int or not MIN_SIZE <= size <= MAX_SIZE:
+        raise UserError(
+            f"{source}: expected a size from {MIN_SIZE} to {MAX_SIZE} pixels, found {size!r:.80}"
+        )
+    return size
 
 
 def with_normalisation(weights: Weights, name: Literal["imagenet", "unit"]) -> Weights:

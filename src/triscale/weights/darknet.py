@@ -46,6 +46,9 @@ DARKNET_EPSILON = 1e-6  # beside the root
 MAX_CLASSES = 10_000  # without a .cfg; with more, any file of some size would be a YOLOv3-tiny
 _ENDING = re.compile(r"\.weights$|\.conv\.\d+$", re.IGNORECASE)
 
+# what Darknet's training puts behind the name of its .cfg
+_TRAINED = re.compile(r"_(final|last|best|\d+)$", re.IGNORECASE)
+
 
 class _Reading(NamedTuple):
     """What a number of floats may stand for."""
@@ -58,7 +61,7 @@ class _Reading(NamedTuple):
 
 def is_darknet(path: Path) -> bool:
     """Whether the name is one of Darknet's: x.weights, or x.conv.N for the first N layers."""
-    return _ENDING.search(path.name) is not None
+    return len(_ENDING.sub("", path.name)) not in (0, len(path.name))
 
 
 def read_darknet(
@@ -67,14 +70,14 @@ def read_darknet(
     """The weights of a file of Darknet, with input in 0..1 and, unless the .cfg says no, letterbox.
 
     The network is the one that `cfg` describes, or the file of the same name with the ending .cfg
-    if there is one; else the one that has so many numbers: yolov3, yolov3-spp or yolov3-tiny, the
-    first layers of one, or the classifier darknet53, of which the backbone is kept. The names of
-    the classes are `classes`, or the lines of the file with the ending .names, or the usual ones.
+    if there is one (for `x_final.weights` also x.cfg); else the one that has so many numbers:
+    yolov3, yolov3-spp or yolov3-tiny, the first layers of one, or the classifier darknet53, of
+    which the backbone is kept. The names of the classes are `classes`, or the lines of the file
+    with the ending .names, or the usual ones.
     Raises UserError when a file can't be read or they don't fit together.
     """
     try:
-        if cfg is None and beside(path, ".cfg").is_file():
-            cfg = beside(path, ".cfg")
+        cfg = cfg or _described_by(path, ".cfg")
         described = read_cfg(cfg) if cfg is not None else None
         with path.open("rb") as file:
             count = _read_header(file, path)
@@ -124,14 +127,21 @@ def write_darknet(path: Path, weights: Weights) -> None:
             for value in values:
                 file.write(value.detach().cpu().contiguous().numpy().astype("<f4").data)
 
-    replace_atomically(path, write)
-    for suffix, text in texts.items():
+    for suffix, text in texts.items():  # first: weights without them would be misread
         write_atomically(beside(path, suffix), text.encode())
+    replace_atomically(path, write)
 
 
 def beside(path: Path, suffix: str) -> Path:
     """The file of the same name with another ending."""
     return path.with_name(_ENDING.sub("", path.name) + suffix)
+
+
+def _described_by(path: Path, suffix: str) -> Path | None:
+    """The file that tells about `path`, of its name or of that which Darknet's training extends."""
+    file = beside(path, suffix)
+    trained = file.with_name(_TRAINED.sub("", file.stem) + suffix)
+    return next((f for f in (file, trained) if f.is_file()), None)
 
 
 def _read_header(file: BufferedReader, path: Path) -> int:
@@ -267,8 +277,8 @@ def _held(
 
 def _class_names(path: Path, number: int) -> tuple[str, ...] | None:
     """The names in the file beside, None without one; UserError if they are too many or few."""
-    file = beside(path, ".names")
-    if not number or not file.is_file():
+    file = _described_by(path, ".names")
+    if not number or file is None:
         return None
     names = read_names(file)
     if len(names) != number:

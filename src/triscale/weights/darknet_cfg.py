@@ -19,7 +19,7 @@ from triscale.anchors import TINY_ANCHORS, YOLO3_ANCHORS, Anchors
 from triscale.errors import UserError
 from triscale.model.yolo import ModelConfig
 from triscale.pixels import Fit
-from triscale.weights.contents import read_text
+from triscale.weights.contents import read_text, require_size
 from triscale.weights.darknet_layers import NETWORKS, Network, Section, classifier, layers
 
 CLASSIFIER = "darknet53"
@@ -201,7 +201,8 @@ def _input(path: Path, net: _Given) -> tuple[int, Fit]:
             f"{path}:{line}: the network input is square here, found width={width} and "
             f"height={height}; set height={width}"
         )
-    if width <= 0 or width % 32:
+    require_size(width, source=f"{path}:{line}")
+    if width % 32:
         raise UserError(f"{path}:{line}: expected a width that 32 divides, found {width}")
     if values["channels"] != 3:
         line = net.values.get("channels", (net.line,))[0]
@@ -334,7 +335,7 @@ def _absolute(indices: Sequence[int], layer: int) -> list[int]:
 
 
 def _found(text: str) -> str:
-    return f"found '{text if len(text) <= 60 else f'{text[:57]}...'}'"
+    return f"found {text if len(text) <= 60 else f'{text[:57]}...'!r}"
 
 
 def _text(value: Any) -> str:

@@ -7,14 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from triscale.errors import UserError
-from triscale.files import locked
-from triscale.model.yolo import YOLOv3, build_model
+from triscale.files import locked, remove_leftovers
+from triscale.model.yolo import YOLOv3, skeleton
 from triscale.pixels import Fit
 from triscale.weights import gluoncv, zoo
-from triscale.weights.contents import Weights, WeightsInfo, class_names
+from triscale.weights.contents import Weights, WeightsInfo, class_names, require_size
 from triscale.weights.darknet import beside, is_darknet, read_darknet, write_darknet
 from triscale.weights.gluoncv import read_gluoncv, write_gluoncv
 from triscale.weights.native import load_state, read_native, write_native
@@ -97,7 +95,7 @@ def load_weights(path: Path) -> tuple[YOLOv3, WeightsInfo]:
             f"{path}: holds the first layers of a network only; training can start from it "
             "(triscale train --init)"
         )
-    model = build_model(info.model, len(info.classes), generator=torch.Generator())
+    model = skeleton(info.model, len(info.classes))
     load_state(model, weights.tensors, source=str(path))
     return model.eval(), info
 
@@ -118,6 +116,8 @@ def convert(
     write = writer_of(target)
     weights = read_weights(source, cfg=cfg, classes=classes)
     info = weights.info
+    if size is not None:
+        require_size(size, source="--size")
     info = info._replace(
         size=size or info.size, input=replace(info.input, fit=fit or info.input.fit)
     )
@@ -133,6 +133,7 @@ def fetch(name: str, *, narrator: Narrator, mirror: str | None = None) -> Path:
     params = zoo.download(name, narrator=narrator, mirror=mirror)
     path = params.with_suffix(".safetensors")
     with locked(path.parent):
+        remove_leftovers(path.parent)
         if not path.is_file():  # another process may have been faster
             convert(params, path)
             params.unlink()
@@ -141,5 +142,7 @@ def fetch(name: str, *, narrator: Narrator, mirror: str | None = None) -> Path:
 
 def cached(name: str) -> Path | None:
     """The file that `fetch` left for a name; None if there is none."""
-    path = zoo.cache_folder() / f"{name}-{zoo.ZOO.get(name, '')[:8]}.safetensors"
-    return path if name in zoo.ZOO and path.is_file() else None
+    if name not in zoo.ZOO:
+        return None
+    path = zoo.cache_folder() / f"{name}-{zoo.ZOO[name][:8]}.safetensors"
+    return path if path.is_file() else None

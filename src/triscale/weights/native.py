@@ -9,20 +9,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from triscale.config import build, to_dict
+from triscale.data.classes import require_names
 from triscale.errors import UserError
 from triscale.files import write_atomically
 from triscale.model.yolo import ModelConfig, YOLOv3, skeleton
 from triscale.pixels import InputConfig
-from triscale.weights.contents import Weights, WeightsInfo, require_finite
+from triscale.weights.contents import Weights, WeightsInfo, require_finite, require_size
 
 _FORMAT = "triscale-weights-1"
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def save_weights(path: Path, model: YOLOv3, info: WeightsInfo) -> None:
@@ -56,29 +59,40 @@ def read_native(path: Path) -> Weights:
         )
     try:
         info = WeightsInfo(
-            classes=tuple(json.loads(header["classes"])),
+            classes=require_names(json.loads(header["classes"]), source=f"{path}: classes"),
             model=build(ModelConfig, json.loads(header["model"]), where=f"{path}: model"),
-            size=int(json.loads(header["size"])),
+            size=require_size(json.loads(header["size"]), source=str(path)),
             input=build(InputConfig, json.loads(header.get("input", "{}")), where=f"{path}: input"),
-            recipe=json.loads(header["recipe"]),
+            recipe=_sections(json.loads(header["recipe"])),
             named=json.loads(header.get("named", "true")) is True,
         )
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path}: the header is damaged ({error})") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: the header is damaged (nested too deeply)") from error
+    for name, tensor in tensors.items():
+        if not name.endswith("num_batches_tracked") and tensor.dtype not in _FLOATS:
+            raise UserError(f"{path}: {name}: expected floating point, found {tensor.dtype}")
     require_finite(tensors, path=path)
     return Weights(tensors, info)
+
+
+def _sections(recipe: Any) -> dict[str, dict[str, Any]]:
+    """The recipe of a header: tables by name."""
+    return {str(name): dict(section) for name, section in recipe.items()}
 
 
 def load_state(model: YOLOv3, tensors: Mapping[str, Tensor], *, source: str) -> None:
     """Put `tensors` into `model`; UserError unless every name and shape fits.
 
-    The counters of batches, which other programs' files don't have, may be missing.
+    The counters of batches, which other programs' files don't have, may be missing. A network on
+    the meta device takes the tensors as they are, others copy them.
     """
     expected = model.state_dict()
-    counters = {name: t for name, t in expected.items() if name.endswith("num_batches_tracked")}
-    tensors = {**counters, **tensors}
+    counters = [name for name in expected if name.endswith("num_batches_tracked")]
+    tensors = {**dict.fromkeys(counters, torch.tensor(0)), **tensors}
     wrong = sorted(set(expected) ^ set(tensors)) or [
         name for name, tensor in tensors.items() if tensor.shape != expected[name].shape
     ]
@@ -86,7 +100,8 @@ def load_state(model: YOLOv3, tensors: Mapping[str, Tensor], *, source: str) -> 
         raise UserError(
             f"{source}: {len(wrong)} tensors do not fit the network, the first is {wrong[0]}"
         )
-    model.load_state_dict(tensors)
+    floats = {name: t.float() for name, t in tensors.items() if t.is_floating_point()}
+    model.load_state_dict({**tensors, **floats}, assign=next(model.parameters()).is_meta)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:

@@ -96,7 +96,7 @@ def _require_same(weights: Weights, config: ModelConfig, source: str) -> None:
     if info.model.backbone != config.backbone:
         raise UserError(
             f"{source}: holds {info.model.backbone}, the recipe wants {config.backbone}; "
-            f"use --set model.backbone={info.model.backbone}"
+            f"use --set model.backbone={info.model.backbone} (train_yolo3: --network)"
         )
     has_head = any(name.startswith("head.") for name in tensors)
     if has_head and info.model.spp != config.spp:

@@ -58,7 +58,7 @@ class _BrokenError(Exception):
 def cache_folder() -> Path:
     """Where downloads are kept: $TRISCALE_CACHE, $XDG_CACHE_HOME/triscale or ~/.cache/triscale."""
     if own := os.environ.get("TRISCALE_CACHE"):
-        return Path(own)
+        return Path(own).expanduser()
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if base.is_absolute():  # the specification of these folders ignores any other
         return base / "triscale"
@@ -102,6 +102,10 @@ def _url(mirror: str, stem: str) -> str:
     try:
         parts = urlsplit(mirror)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+        if parts.username is not None:
+            raise UserError("mirror: expected an address without a user's name and password")
+    except UserError:
+        raise
     except ValueError:
         usable = False
     if not usable:

@@ -64,7 +64,7 @@ def test_overrides_the_last_one_wins() -> None:
         (["train.epochs=many"], "train.epochs: expected a whole number, got 'many'"),
         (["train.epochs=true"], "train.epochs: expected a whole number, got True"),
         (["train.epochs=0"], "train.epochs: expected at least 1, got 0"),
-        (["train.size=31"], "train.size: expected at least 32 pixels, got 31"),
+        (["train.size=31"], "train.size: expected a size from 32 to 8192 pixels, found 31"),
         (["train.seed=-1"], "train.seed: expected at least 0, got -1"),
         (["train.precision=fp8"], "train.precision: expected one of 'fp32', 'bf16', 'fp16'"),
         (["optim.lr=nan"], "optim.lr: expected a positive number, got nan"),

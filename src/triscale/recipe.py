@@ -23,6 +23,7 @@ from triscale.optim import OptimConfig
 from triscale.pixels import InputConfig
 from triscale.recipes import recipe_text
 from triscale.schedule import ScheduleConfig
+from triscale.weights.contents import require_size
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ class TrainConfig:
             )
         if self.seed >= 2**63:
             raise UserError(f"train.seed: expected less than 2**63, got {self.seed}")
-        if self.size < 32:
-            raise UserError(f"train.size: expected at least 32 pixels, got {self.size}")
+        require_size(self.size, source="train.size")  # else the weights couldn't be used
 
 
 @dataclass(frozen=True)

@@ -146,3 +146,5 @@ def test_describe(classes: tuple[str, ...], text: str) -> None:
     )
     tensors = {"a": torch.zeros(4), "a.num_batches_tracked": torch.tensor(1)}
     assert Weights(tensors, info).describe() == text
+    guessed = Weights(tensors, info._replace(named=False)).describe()
+    assert guessed == text.replace("); input", "), names assumed; input")

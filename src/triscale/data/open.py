@@ -73,7 +73,7 @@ def open_dataset(
         file = build(DataFile, read_toml(path), where=str(path))
         root = path.parent / file.root
     format = file.format or _find_format(root)
-    fixed = require_names(classes or config.classes or file.classes, source=str(path))
+    fixed = classes or config.classes or file.classes
     yolo = yolo_source(root) if format == "yolo" else None
     defaults = _defaults(format, root, yolo)
     wanted = {
@@ -93,7 +93,7 @@ def open_dataset(
             given = file.train_images if role == "train" else file.val_images
             images = root / given if given else None
             scans.append(_scan_coco(root, name, images, config, evaluation=role == "val"))
-    chosen = fixed or _classes(format, scans)
+    chosen = require_names(fixed or _classes(format, scans), source=str(path))
     reads = dict(zip(splits, finish(scans, config, classes=chosen), strict=True))
     if not chosen:
         raise UserError(f"{path}: no object in it, and so no class; name them in data.classes")

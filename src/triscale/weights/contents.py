@@ -46,9 +46,10 @@ class Weights(NamedTuple):
         if not info.classes:
             return f"the first layers of {network}, {numbers:,} numbers, no classes"
         names = ", ".join(info.classes[:5]) + (", ..." if len(info.classes) > 5 else "")
+        assumed = "" if info.named else ", names assumed"
         return (
-            f"{network}, {numbers:,} numbers, {len(info.classes)} classes ({names}); input "
-            f"{info.size}x{info.size}, {info.input.fit}, normalised as {info.input.normalise}"
+            f"{network}, {numbers:,} numbers, {len(info.classes)} classes ({names}){assumed}; "
+            f"input {info.size}x{info.size}, {info.input.fit}, normalised as {info.input.normalise}"
         )
 
 

@@ -114,10 +114,10 @@ def convert(
     `classes`, `size` and `fit` state what the source doesn't know or knows wrongly.
     """
     write = writer_of(target)
-    weights = read_weights(source, cfg=cfg, classes=classes)
-    info = weights.info
     if size is not None:
         require_size(size, source="--size")
+    weights = read_weights(source, cfg=cfg, classes=classes)
+    info = weights.info
     info = info._replace(
         size=size or info.size, input=replace(info.input, fit=fit or info.input.fit)
     )

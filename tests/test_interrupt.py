@@ -20,7 +20,7 @@ def test_nothing_asked() -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_one_signal_asks(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with stop_requests() as stop:

@@ -81,7 +81,7 @@ def train(
 
     The network starts from `model`, or at random from `train.seed`, or with `resume` from the
     newest state in the folder. Raises UserError for what the user can mend, and Interrupted, after
-    saving, when Ctrl-C or SIGTERM asks it to stop.
+    saving, when Ctrl-C, SIGTERM or SIGUSR1 asks it to stop.
     """
     config = recipe.train
     device = choose_device(config.device)

@@ -236,7 +236,8 @@ def test_workers_end_at_their_parents_word_only(flat: Index) -> None:
     loader = make_loader(flat, [[Draw(1, (32, 32), 0)]] * 50, config=STILL, workers=1)
     next(loader)
     [worker] = multiprocessing.active_children()
-    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    for name in ("-INT", "-USR1", "-TERM"):
+        subprocess.run(["kill", name, str(worker.pid)], check=True)
     worker.join(1)
     assert worker.is_alive()
     worker.terminate()

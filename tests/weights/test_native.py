@@ -65,6 +65,18 @@ def test_the_file_is_plain_safetensors(model: YOLOv3, weights: Path) -> None:
     }
 
 
+def test_equal_content_is_equal_bytes(model: YOLOv3, weights: Path) -> None:
+    """The library alone writes the header's texts in another order each time."""
+    content = weights.read_bytes()
+    for _ in range(5):
+        save_weights(weights, model, INFO)
+        assert weights.read_bytes() == content
+    length = int.from_bytes(content[:8], "little")
+    assert length % 8 == 0
+    header = json.loads(content[8 : 8 + length])["__metadata__"]
+    assert json.loads(header["classes"]) == ["cat", "côté"]
+
+
 def test_memory_order_is_not_stored(model: YOLOv3, weights: Path) -> None:
     again = weights.with_name("again.safetensors")
     save_weights(again, model.to(memory_format=torch.channels_last), INFO)

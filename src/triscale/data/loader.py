@@ -172,8 +172,9 @@ def _collate_or_error(samples: list[Sample | UserError]) -> Batch | UserError:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # one thread per worker: the processes already share the cores
-    # Ctrl-C, and the SIGTERM that a scheduler sends to a whole job, are the parent's to handle.
+    # Ctrl-C, and the signals that a scheduler sends to a whole job, are the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere nothing tells who sent a signal: torch's handler stays
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_parent, daemon=True).start()

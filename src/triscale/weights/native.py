@@ -19,7 +19,7 @@ from torch import Tensor
 from triscale.config import build, to_dict
 from triscale.data.classes import require_names
 from triscale.errors import UserError
-from triscale.files import write_atomically
+from triscale.files import replace_atomically
 from triscale.model.yolo import ModelConfig, YOLOv3, skeleton
 from triscale.pixels import InputConfig
 from triscale.weights.contents import Weights, WeightsInfo, require_finite, require_size
@@ -109,7 +109,20 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, st
     # channels-last weights are stored in the usual order; detached copies share no memory
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # not save_file: its files are readable by their owner only, and its errors are not OSErrors
-    write_atomically(path, save(plain, metadata=header))
+    data = memoryview(save(plain, metadata=header))
+    length = 8 + int.from_bytes(data[:8], "little")
+    # The library writes the texts in an order that changes; equal content shall be equal bytes.
+    described = json.loads(bytes(data[8:length]))
+    described["__metadata__"] = header
+    text = json.dumps(described, separators=(",", ":"), sort_keys=True).encode()
+    text += b" " * (-len(text) % 8)  # the format wants tensors aligned
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.write(data[length:])
+
+    replace_atomically(path, write)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

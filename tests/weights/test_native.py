@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from triscale.errors import UserError
 from triscale.model.yolo import ModelConfig, YOLOv3, build_model
 from triscale.pixels import InputConfig
-from triscale.weights.contents import WeightsInfo
-from triscale.weights.formats import load_weights
+from triscale.weights.contents import Weights, WeightsInfo
+from triscale.weights.formats import load_weights, writer_of
 from triscale.weights.native import load_state, save_tensors, save_weights
 
 CONFIG = ModelConfig(backbone="mobilenet0.1", init="kaiming", objectness_prior=0.01)
@@ -235,3 +235,15 @@ def test_loading_draws_nothing_and_shares_no_memory(weights: Path) -> None:
     with torch.no_grad():
         next(first.parameters()).zero_()
     assert next(second.parameters()).any()
+
+
+@pytest.mark.parametrize("name", ["a.params", "a.safetensors"])
+def test_what_was_loaded_can_be_saved(name: str, model: YOLOv3, tmp_path: Path) -> None:
+    """Also if the counters, which GluonCV's files don't have, were made up."""
+    info = INFO._replace(input=InputConfig())
+    writer_of(tmp_path / name)(tmp_path / name, Weights(model.state_dict(), info))
+    loaded, _ = load_weights(tmp_path / name)
+    save_weights(tmp_path / "b.safetensors", loaded, info)
+    again = load_weights(tmp_path / "b.safetensors")[0].state_dict()
+    assert all(torch.equal(again[k], t) for k, t in loaded.state_dict().items())
+    assert again.keys() == model.state_dict().keys()

@@ -92,7 +92,8 @@ def load_state(model: YOLOv3, tensors: Mapping[str, Tensor], *, source: str) -> 
     """
     expected = model.state_dict()
     counters = [name for name in expected if name.endswith("num_batches_tracked")]
-    tensors = {**dict.fromkeys(counters, torch.tensor(0)), **tensors}
+    # one for each: tensors that share memory can't be saved
+    tensors = {**{name: torch.tensor(0) for name in counters}, **tensors}
     wrong = sorted(set(expected) ^ set(tensors)) or [
         name for name, tensor in tensors.items() if tensor.shape != expected[name].shape
     ]

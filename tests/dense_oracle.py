@@ -78,15 +78,15 @@ def dense_targets(
     return Dense(objectness, centre, scale, box_weight, label)
 
 
+def no_objects(n: int) -> Dense:
+    """What every prediction has that no object belongs to."""
+    pair, zero = np.zeros((n, 2), np.float32), np.zeros(n, np.float32)
+    return Dense(zero, pair, pair.copy(), zero.copy(), np.full(n, -1))
+
+
 def to_dense(targets: Targets, image: int, n: int) -> Dense:
     """The slots written out as one row per prediction; two winners on one row are a mistake."""
-    dense = Dense(
-        np.zeros(n, np.float32),
-        np.zeros((n, 2), np.float32),
-        np.zeros((n, 2), np.float32),
-        np.zeros(n, np.float32),
-        np.full(n, -1),
-    )
+    dense = no_objects(n)
     for m in range(targets.slot.shape[1]):
         if targets.weight[image, m] > 0:
             slot = int(targets.slot[image, m])

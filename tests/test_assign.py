@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.dense_oracle import Dense, assert_same, dense_ignored, dense_targets, to_dense
+from tests.dense_oracle import (
+    assert_same,
+    dense_ignored,
+    dense_targets,
+    no_objects,
+    to_dense,
+)
 from triscale.anchors import TINY_ANCHORS, YOLO3_ANCHORS, make_grid
 from triscale.assign import assign, ignored
 from triscale.types import Targets
@@ -145,13 +151,7 @@ def test_golden_targets(case: str, golden: Path) -> None:
     side, n = int(arrays[f"{case}_size"]), int(arrays[f"{case}_N"])
     ratios = arrays[f"{case}_mix"] if f"{case}_mix" in arrays else np.ones(len(boxes))
     rows = arrays[f"{case}_rows"]
-    theirs = Dense(
-        np.zeros(n, np.float32),
-        np.zeros((n, 2), np.float32),
-        np.zeros((n, 2), np.float32),
-        np.zeros(n, np.float32),
-        np.full(n, -1),
-    )
+    theirs = no_objects(n)
     theirs.objectness[rows] = arrays[f"{case}_obj"][:, 0]
     theirs.centre[rows] = arrays[f"{case}_ctr"]
     theirs.scale[rows] = arrays[f"{case}_scl"]

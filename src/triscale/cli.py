@@ -188,9 +188,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     from triscale.weights.formats import convert, files_of, lost_in
 
     source, target = find_weights(Path(arguments.source)), Path(arguments.target)
-    for path in files_of(target):
-        if path.exists() and not arguments.force:
-            raise UserError(f"{path}: is there already; --force replaces it")
+    if not arguments.force:
+        _require_new(files_of(target), hint="; --force replaces it")
     weights = convert(
         source,
         target,
@@ -215,14 +214,19 @@ def _download(arguments: argparse.Namespace) -> None:
     target = Path(arguments.to) if arguments.to else None
     if target:
         writer_of(target)  # before the long download
-        for path in files_of(target):
-            if path.exists():
-                raise UserError(f"{path}: is there already")
+        _require_new(files_of(target))
     with Narrator() as narrator:
         path = fetch(arguments.name, narrator=narrator, mirror=arguments.mirror)
     if target:
         convert(path, target)
     print(target or path)
+
+
+def _require_new(paths: Sequence[Path], *, hint: str = "") -> None:
+    """UserError if one of the files that are going to be written is there."""
+    for path in paths:
+        if path.exists():
+            raise UserError(f"{path}: is there already{hint}")
 
 
 def _recipes(arguments: argparse.Namespace) -> None:

@@ -97,17 +97,16 @@ def train(
         if not recipe.data.path:  # so that the run can be resumed from its folder alone
             path = str(data.root.absolute())
             recipe = replace(recipe, data=replace(recipe.data, path=path))
-        expected = skeleton(recipe.model, len(data.classes))
-        if model is not None and not same_network(model, expected):
-            raise UserError(
-                f"expected the network of the recipe's [model] with {len(data.classes)} classes, "
-                f"found another one with {model.num_classes}"
-            )
         if model is None:
             if config.init and not resume:
                 raise UserError("train.init: give its network as `model`, or use `triscale train`")
             seeded = torch.Generator().manual_seed(config.seed)
             model = build_model(recipe.model, len(data.classes), generator=seeded)
+        elif not same_network(model, skeleton(recipe.model, len(data.classes))):
+            raise UserError(
+                f"expected the network of the recipe's [model] with {len(data.classes)} classes, "
+                f"found another one with {model.num_classes}"
+            )
         if config.syncbn and processes.world_size > 1:
             synchronise_batch_norm(model)
         model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -164,6 +163,7 @@ def train(
             pin_memory=device.type == "cuda",
         )
         grids: dict[tuple[int, int], Grid] = {}
+        train_input = replace(recipe.input, fit="stretch")  # of crops, not of whole pictures
         # gluoncv: --num-samples shortens the schedule only; by default its epochs are the plan's.
         scheduled = replace(plan, num_images=recipe.schedule.num_samples or plan.num_images)
         meter, last, saved_at, shown = Meter(), None, time.monotonic(), math.nan
@@ -189,7 +189,7 @@ def train(
                 batch.to(device),
                 grids[size],
                 config=recipe.loss,
-                input_config=replace(recipe.input, fit="stretch"),  # crops, not whole pictures
+                input_config=train_input,
                 precision=config.precision,
                 global_batch=plan.batch_size,
             )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.weights.darknet_files import FULL, SPP, TINY
+from tests.weights.fuzzing import peak_memory
 from triscale.anchors import TINY_ANCHORS, YOLO3_ANCHORS
 from triscale.errors import UserError
 from triscale.model.yolo import ModelConfig
@@ -386,14 +384,7 @@ def edited(edits: list[tuple[int, int, str]], length: int) -> bytes:
 )
 def test_any_text_is_read_or_refused(content: bytes) -> None:
     """No other exception, and little memory whatever the numbers in the text say."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "x.cfg"
-        path.write_bytes(content)
-        tracemalloc.start()
-        with contextlib.suppress(UserError):
-            read_cfg(path)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
+    peak = peak_memory(read_cfg, "x.cfg", content)
     assert peak < 10_000_000
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import struct
-import tempfile
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +20,7 @@ from tests.weights.darknet_files import (
     tiny_file,
     write_floats,
 )
+from tests.weights.fuzzing import peak_memory
 from triscale.errors import UserError
 from triscale.model.yolo import ModelConfig
 from triscale.weights.contents import Weights
@@ -213,12 +211,5 @@ def edited(edits: list[tuple[int, int, bytes]], length: int) -> bytes:
 )
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     """No other exception, and no more memory than a small file can account for."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "x.weights"
-        path.write_bytes(content)
-        tracemalloc.start()
-        with contextlib.suppress(UserError):
-            read_darknet(path)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
+    peak = peak_memory(read_darknet, "x.weights", content)
     assert peak < 10_000_000

@@ -119,7 +119,7 @@ def write_darknet(path: Path, weights: Weights) -> None:
         texts = {".cfg": cfg_text(network, path=path), ".names": _lines(path, info.classes)}
     require_finite(weights.tensors, path=path)
     tensors = with_normalisation(weights, "unit").tensors
-    values = [value for conv in held for value in _to_darknet(path, tensors, conv)]
+    values = [value for conv in held for value in _to_darknet(tensors, conv)]
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
@@ -222,13 +222,16 @@ def _read_tensors(
                 raise UserError(f"{path}: {name}: expected {size} numbers, found {len(array)}")
             tensors[name] = torch.from_numpy(array.astype(np.float32, copy=False)).view(shape)
         if conv.normalised:
-            tensors.update(_to_ours(path, tensors, f"{conv.name}.norm"))
+            norm = f"{conv.name}.norm"
+            variance = f"{norm}.running_var"
+            require_finite({variance: tensors[variance]}, path=path)  # its root is taken
+            tensors.update(_to_ours(tensors, norm))
     return tensors
 
 
-def _to_ours(path: Path, tensors: Mapping[str, Tensor], norm: str) -> dict[str, Tensor]:
+def _to_ours(tensors: Mapping[str, Tensor], norm: str) -> dict[str, Tensor]:
     """Scale and variance that make our layer compute what Darknet's does."""
-    deviation = _variance(path, tensors, norm).sqrt() + DARKNET_EPSILON
+    deviation = tensors[f"{norm}.running_var"].double().sqrt() + DARKNET_EPSILON
     variance = (deviation.square() - EPSILON).clamp(min=0)
     # 1, but for variances so small that ours would have to be negative
     gain = (variance + EPSILON).sqrt() / deviation
@@ -236,22 +239,14 @@ def _to_ours(path: Path, tensors: Mapping[str, Tensor], norm: str) -> dict[str, 
     return {f"{norm}.weight": scale.float(), f"{norm}.running_var": variance.float()}
 
 
-def _to_darknet(path: Path, tensors: Mapping[str, Tensor], conv: Section) -> list[Tensor]:
+def _to_darknet(tensors: Mapping[str, Tensor], conv: Section) -> list[Tensor]:
     """The tensors of a convolution in the order of the file, with Darknet's variance."""
     values = {name: tensors[name].float() for name in conv.tensors}
     if conv.normalised:
         norm = f"{conv.name}.norm"
-        deviation = (_variance(path, tensors, norm) + EPSILON).sqrt()
+        deviation = (tensors[f"{norm}.running_var"].double() + EPSILON).sqrt()
         values[f"{norm}.running_var"] = (deviation - DARKNET_EPSILON).square().float()
     return list(values.values())
-
-
-def _variance(path: Path, tensors: Mapping[str, Tensor], norm: str) -> Tensor:
-    variance = tensors[f"{norm}.running_var"].double()
-    if bool((variance < 0).any()):
-        found = f"{variance.min():g}"
-        raise UserError(f"{path}: {norm}.running_var: expected at least 0, found {found}")
-    return variance
 
 
 def _held(

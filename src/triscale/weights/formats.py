@@ -144,5 +144,5 @@ def cached(name: str) -> Path | None:
     """The file that `fetch` left for a name; None if there is none."""
     if name not in zoo.ZOO:
         return None
-    path = zoo.cache_folder() / f"{name}-{zoo.ZOO[name][:8]}.safetensors"
+    path = zoo.cache_folder() / f"{zoo.stem_of(name)}.safetensors"
     return path if path.is_file() else None

@@ -79,7 +79,7 @@ def download(
     """
     if name not in ZOO:
         raise UserError(f"no published weights are called '{name}'{nearest(name, ZOO)}")
-    stem = f"{name}-{ZOO[name][:8]}"
+    stem = stem_of(name)
     url = _url(REPOSITORY if mirror is None else mirror, stem)
     folder = folder or cache_folder()
     target, part = folder / f"{stem}.params", folder / f"{stem}.zip.part"
@@ -98,16 +98,20 @@ def download(
     return target
 
 
+def stem_of(name: str) -> str:
+    """What the files of a published model are called, without their ending."""
+    return f"{name}-{ZOO[name][:8]}"
+
+
 def _url(mirror: str, stem: str) -> str:
     try:
         parts = urlsplit(mirror)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname)
-        if parts.username is not None:
-            raise UserError("mirror: expected an address without a user's name and password")
-    except UserError:
-        raise
+        secret = parts.username is not None
     except ValueError:
-        usable = False
+        usable = secret = False
+    if secret:
+        raise UserError("mirror: expected an address without a user's name and password")
     if not usable:
         raise UserError(f"mirror: expected an address with http:// or https://, got '{mirror}'")
     return f"{mirror.rstrip('/')}/gluon/models/{stem}.zip"

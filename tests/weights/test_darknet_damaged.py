@@ -173,7 +173,7 @@ def test_what_darknet_has_no_place_for(tmp_path: Path) -> None:
         "hold the class name ' a'": weights._replace(info=info._replace(classes=(" a",))),
         r"hold the class name 'a\\nb'": weights._replace(info=info._replace(classes=("a\nb",))),
         "hold the class name ''": weights._replace(info=info._replace(classes=("",))),
-        "no YOLOv3 on MobileNet": made(ModelConfig("mobilenet0.1"), ("a",)),
+        r"\.weights: Darknet has no YOLOv3 on MobileNet": made(ModelConfig("mobilenet0.1"), ("a",)),
         "at least one class": made(TINY, ()),
     }
     for message, case in cases.items():

@@ -334,11 +334,11 @@ def part(weights: Weights) -> Weights:
     [
         (
             blank(ModelConfig(backbone="tiny"), 2),
-            "expected a network that GluonCV has too, found YOLOv3-tiny$",
+            r"\.params: expected a network that GluonCV has too, found YOLOv3-tiny$",
         ),
         (
             blank(ModelConfig(spp=True), 2),
-            "expected a network that GluonCV has too, found YOLOv3-spp$",
+            r"\.params: expected a network that GluonCV has too, found YOLOv3-spp$",
         ),
         (
             part(blank(SMALL, 2)),

@@ -110,7 +110,10 @@ def write_darknet(path: Path, weights: Weights) -> None:
     if not is_darknet(path):
         raise UserError(f"{path}: expected a name that ends in .weights or .conv.N")
     info = weights.info
-    sections = layers(info.model, len(info.classes))
+    try:
+        sections = layers(info.model, len(info.classes))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     network = Network(info.model, len(info.classes), sections, info.size, info.input.fit)
     held = _held(path, network.convolutions, weights.tensors)
     whole = len(held) == len(network.convolutions)

@@ -77,7 +77,10 @@ def write_gluoncv(path: Path, weights: Weights) -> None:
     config = weights.info.model
     bare = not weights.info.classes
     model = skeleton(config, max(len(weights.info.classes), 1))
-    keys = reference_keys(model, bare=bare)
+    try:
+        keys = reference_keys(model, bare=bare)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     expected = _shapes(model, keys)
     names = {key: name for name, key in keys.items()}
     shapes = {

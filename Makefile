@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint fuzz clean
 
 setup: $(VENV)/ready
 
@@ -26,6 +26,13 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# Damaged input for every reader, about 10 minutes; the seed is printed, TRISCALE_FUZZ_ONLY=n repeats
+# one input of it.
+fuzz: setup
+	TRISCALE_FUZZ_INPUTS=$${TRISCALE_FUZZ_INPUTS:-5000} \
+	TRISCALE_FUZZ_SEED=$${TRISCALE_FUZZ_SEED:-$$(date +%s)} \
+	$(BIN)/python -m pytest tests/fuzz/test_readers.py -n 0 -q -s
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .import_linter_cache

@@ -158,6 +158,42 @@ def test_broken_data_is_refused_by_name_or_skipped(
     assert expected in skipped[0]
 
 
+def moved_out(path: Path) -> None:
+    outside = path.parents[3] / path.name
+    path.rename(outside)
+    path.symlink_to(outside)
+
+
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("where", [picture, annotation])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (moved_out, "lies outside of the data set"),
+        (piped, "can't be read (expected a file, found a pipe, socket or device)"),
+    ],
+)
+def test_files_that_must_not_be_read(
+    where: Callable[[Path, str], Path],
+    damage: Callable[[Path], None],
+    words: str,
+    copied: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage(where(copied, "000002"))
+    assert main(["train", str(copied), "--out", str(tmp_path / "run"), *SETS]) == 2
+    error = capsys.readouterr().err
+    assert f"{where(copied, '000002')}: {words}" in error
+    assert "Traceback" not in error
+    assert ("--set data.outside=true" in error) == (damage is moved_out)
+    assert not (tmp_path / "run").exists()
+
+
 def test_unknown_class(copied: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights know six classes; a seventh in the data can't be measured."""
     path = annotation(copied, "000011")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from triscale.checkpoint import State, fingerprint, load_state, save_state
+from triscale import checkpoint
+from triscale.checkpoint import (
+    State,
+    fingerprint,
+    has_state,
+    load_state,
+    require_space,
+    require_unused,
+    save_state,
+    save_values,
+)
 from triscale.data.open import Data
 from triscale.errors import UserError
 
@@ -26,7 +40,7 @@ def state(step: int) -> State:
 
 def test_no_state(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(UserError, match="no whole state to resume from"):
+        with pytest.raises(UserError, match=f"{folder}: no whole state .*--out {folder.parent}"):
             load_state(folder)
 
 
@@ -89,13 +103,99 @@ def test_damage_falls_back_to_the_state_before(file: str, damage: object, tmp_pa
     assert "damaged" in damaged[0] or "No such file" in damaged[0]
 
 
+def test_any_flipped_bit_of_the_json_is_noticed(tmp_path: Path) -> None:
+    """Or changes nothing: blanks may become other blanks."""
+    for step in (1, 2):
+        save_state(tmp_path, state(step), keep=2)
+    whole = load_state(tmp_path)[0].values
+    path = tmp_path / "step-00000002.json"
+    content, noticed = path.read_bytes(), 0
+    for bit in range(0, 8 * len(content), 3):  # meets each bit of a byte
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        loaded, damaged = load_state(tmp_path)
+        if damaged:
+            assert loaded.step == 1
+            noticed += 1
+        else:
+            assert loaded.values == whole
+    assert noticed > 2 * len(content)
+
+
+def test_any_flipped_bit_of_the_tensors_is_noticed(tmp_path: Path) -> None:
+    save_state(tmp_path, state(2), keep=2)
+    path = tmp_path / "step-00000002.safetensors"
+    content = path.read_bytes()
+    for bit in range(0, 8 * len(content), 7):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"safetensors: damaged \(its SHA-256 is not that of"):
+            load_state(tmp_path)
+
+
+def test_damaged_states_ahead_do_not_count(tmp_path: Path) -> None:
+    """The run goes on from before them: what it saves now is its newest state."""
+    for step in (1, 8, 9):
+        save_state(tmp_path, state(step), keep=3)
+    for step in (8, 9):
+        flip_a_bit(tmp_path / f"step-{step:08d}.safetensors")
+    save_state(tmp_path, state(2), keep=1)
+    assert load_state(tmp_path)[0].step == 2
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_halves_go_before_room_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed process left may be what fills the disk."""
+    (tmp_path / "step-00000001.safetensors").touch()
+    (tmp_path / ".step-00000001.json.17.tmp").touch()
+
+    def full(*_: object) -> None:
+        assert not list(tmp_path.iterdir())
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_state(tmp_path, state(2), keep=2)
+
+
+def test_a_deleted_run_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        save_state(tmp_path / "run" / "last", state(1), keep=2)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (None, None),
+        ("log.jsonl", None),
+        ("last/step-00000001.safetensors", None),
+        ("last/step-00000001.json", "holds a run already; go on with --resume"),
+        ("best.safetensors", "holds the weights of a run already; choose another --out"),
+    ],
+)
+def test_a_folder_is_used(file: str | None, text: str | None, tmp_path: Path) -> None:
+    (tmp_path / "last").mkdir()
+    if file:
+        (tmp_path / file).touch()
+    if text is None:
+        require_unused(tmp_path)
+        return
+    with pytest.raises(UserError, match=text):
+        require_unused(tmp_path)
+
+
 def test_all_damaged_says_so_for_each(tmp_path: Path) -> None:
     for step in (1, 2):
         save_state(tmp_path, state(step), keep=2)
         flip_a_bit(tmp_path / f"step-{step:08d}.safetensors")
     with pytest.raises(UserError) as caught:
         load_state(tmp_path)
-    assert len(str(caught.value).splitlines()) == 3
+    first, *others = str(caught.value).splitlines()
+    assert first.endswith("no whole state to resume from; start the run anew in another folder")
+    assert len(others) == 2
 
 
 def test_weights_without_their_json_do_not_count(tmp_path: Path) -> None:
@@ -122,5 +222,31 @@ def test_fingerprint_sees_every_label(data: Data) -> None:
         replace(index, classes=index.classes[::-1]),
     ]
     prints = [fingerprint(i) for i in [index, *changed]]
-    assert len(set(prints)) == len(prints)
+    assert len({json.dumps(p) for p in prints}) == len(prints)
     assert fingerprint(index.select(np.arange(len(index)))) == prints[0]
+
+
+def test_values_are_replaced_and_tensors_stay(tmp_path: Path) -> None:
+    save_state(tmp_path, state(3), keep=2)
+    before = (tmp_path / "step-00000003.safetensors").stat()
+    changed = state(3)._replace(values={"best": 0.75})
+    save_values(tmp_path, changed)
+    loaded, damaged = load_state(tmp_path)
+    assert (loaded.values["best"], damaged) == (0.75, [])
+    assert (tmp_path / "step-00000003.safetensors").stat() == before
+
+
+def test_has_state(tmp_path: Path) -> None:
+    assert not has_state(tmp_path)
+    (tmp_path / "last").mkdir()
+    assert not has_state(tmp_path)
+    save_state(tmp_path / "last", state(1), keep=1)
+    assert has_state(tmp_path)
+
+
+def test_room_on_the_disk(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    require_space(tmp_path, -1)
+    require_space(tmp_path, free // 2)
+    with pytest.raises(UserError, match=r"need [\d,]+ MB, [\d,]+ MB are free; make room"):
+        require_space(tmp_path, 2 * free)

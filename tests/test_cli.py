@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,7 +239,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 75
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("triscale: stopped after step ")
     assert said.splitlines()[-1].endswith(f"go on with: triscale train --resume {run}")
@@ -250,6 +251,41 @@ def test_ctrl_c_saves_and_the_run_goes_on(
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(
         range(1, epochs * 10 // 4 + 1)
     )
+
+
+def test_auto_resume_starts_or_goes_on(
+    devkit: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one command of a job that is restarted: the same words start it and take it up."""
+    run = tmp_path / "run"
+    words = ["train", str(devkit), "--out", str(run), *SETS, "--auto-resume"]
+    weights = ["--init", str(trained)]
+    assert main([*words, *weights, "--set", "train.epochs=1"]) == 0
+    assert "loaded 50 of 50 convolutions" in capsys.readouterr().err
+    assert main([*words, *weights, "--set", "train.epochs=2"]) == 0
+    said = capsys.readouterr().err
+    assert "resuming after step 2" in said
+    assert "loaded" not in said
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5]
+    assert main(words[:2] + words[4:]) == 2
+    assert "--auto-resume: name the run folder with --out" in capsys.readouterr().err
+    assert main(["train", "--resume", str(run), "--auto-resume"]) == 2
+    assert "auto_resume can't be given again" in capsys.readouterr().err
+
+
+def test_a_state_holds_the_recipe_too(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "recipe.toml").unlink()
+    assert main(["train", "--resume", str(run), "--set", "train.epochs=3"]) == 0
+    assert (run / "recipe.toml").read_text() == (trained / "recipe.toml").read_text()
+    shutil.rmtree(run / "last")
+    (run / "recipe.toml").unlink()
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "expected a run folder with recipe.toml" in capsys.readouterr().err
 
 
 def test_resume_of_a_finished_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

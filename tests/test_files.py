@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import errno
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from triscale.files import locked, remove_leftovers, replace_atomically, write_atomically
+from triscale.files import (
+    cache_folder,
+    locked,
+    naming,
+    remove_leftovers,
+    replace_atomically,
+    write_atomically,
+)
 
 
 @pytest.mark.parametrize("data", [b"", b"new", bytes(range(256)) * 1000])
@@ -76,10 +85,13 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
-    for name in (".best.safetensors.17.tmp", "best.safetensors"):
+    """In the folders inside, too; what other programs are writing stays."""
+    (tmp_path / "inside").mkdir()
+    for name in (".best.safetensors.17.tmp", "inside/.a.jpg.8.tmp", "a.jpg", ".theirs.tmp"):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["best.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".theirs.tmp", "a.jpg", "inside"]
+    assert not list((tmp_path / "inside").iterdir())
 
 
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
@@ -89,3 +101,75 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left") as caught:
         replace_atomically(tmp_path / "a.bin", full)
     assert caught.value.filename == str(tmp_path / "a.bin")
+
+
+def test_the_first_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that can't be written any more does not let us remove the temporary file either."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", ".temporary")
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "unlink", fails)
+    with pytest.raises(OSError, match="No space left") as caught:
+        replace_atomically(tmp_path / "a.bin", full)
+    assert caught.value.filename == str(tmp_path / "a.bin")
+
+
+def test_an_error_of_the_folder_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flushing the folder comes after the file is replaced, and its errors have no name."""
+    plain = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        write_atomically(tmp_path / "a.bin", b"new")
+    assert caught.value.filename == str(tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (OSError(errno.ENOSPC, "full"), "real"),
+        (OSError(errno.ENOSPC, "full", "temporary"), "real"),
+        (OSError(errno.ENOENT, "missing", "another"), "another"),
+        (OSError("a text"), None),
+    ],
+)
+def test_naming(error: OSError, named: str | None) -> None:
+    with (
+        pytest.raises(OSError, match=r"full|missing|a text") as caught,
+        naming(Path("real"), Path("temporary")),
+    ):
+        raise error
+    assert caught.value.filename == named
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({}, "/home/me/.cache/triscale"),
+        ({"XDG_CACHE_HOME": ""}, "/home/me/.cache/triscale"),
+        ({"XDG_CACHE_HOME": "relative"}, "/home/me/.cache/triscale"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/triscale"),
+        ({"XDG_CACHE_HOME": "/x", "TRISCALE_CACHE": ""}, "/x/triscale"),
+        ({"XDG_CACHE_HOME": "/x", "TRISCALE_CACHE": "/y"}, "/y"),
+    ],
+)
+def test_cache_folder(
+    variables: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("XDG_CACHE_HOME", "TRISCALE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"HOME": "/home/me"} | variables).items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == Path(folder)

@@ -83,16 +83,16 @@ def test_training_knows_the_normalisation_but_no_letterbox(
 @pytest.mark.parametrize(
     ("override", "what"),
     [
-        ("input.normalise=imagenet", r"\[input\]"),
-        ("input.fit=stretch", r"\[input\]"),
-        (f"model.anchors={ANCHORS.replace('9', '8')}", r"model\.anchors"),
+        ("input.normalise=imagenet", r"\[input\] \(normalise \(from unit to imagenet\)\)"),
+        ("input.fit=stretch", r"\[input\] \(fit \(from letterbox to stretch\)\)"),
+        (f"model.anchors={ANCHORS.replace('9', '8')}", r"model\.anchors \(from .* to .*\)"),
     ],
 )
 def test_a_resumed_run_keeps_its_input(
     result: Result, data: Data, tiny_recipe: MakeRecipe, override: str, what: str
 ) -> None:
     recipe = tiny_recipe(*SETTINGS, override, "train.epochs=2")
-    with pytest.raises(UserError, match=f"{what} changed since the run began"):
+    with pytest.raises(UserError, match=rf"{what} changed since the run began"):
         run_quietly(recipe, data, result.run, resume=True)
 
 

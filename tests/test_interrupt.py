@@ -10,6 +10,7 @@ import threading
 
 import pytest
 
+from triscale import interrupt
 from triscale.interrupt import Interrupted, stop_requests
 
 
@@ -27,31 +28,55 @@ def test_one_signal_asks(number: signal.Signals) -> None:
         os.kill(os.getpid(), number)
         assert stop()
         assert stop(), "the request stays"
-        assert signal.getsignal(number) is signal.SIG_DFL, "the next one kills"
     assert signal.getsignal(number) == before
 
 
-def test_the_second_signal_kills() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_the_second_signal_kills(number: signal.Signals) -> None:
+    """But not its echo, which comes at once when a launcher passes on what everybody got."""
     code = (
-        "import os, signal\n"
+        "import os, signal, sys, time\n"
+        "number = int(sys.argv[1])\n"
         "from triscale.interrupt import stop_requests\n"
         "with stop_requests() as stop:\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    os.kill(os.getpid(), number)\n"
+        "    os.kill(os.getpid(), number)\n"
         "    print(stop(), flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(1.1)\n"
+        "    os.kill(os.getpid(), number)\n"
         "    print('still here')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert (done.stdout, done.returncode) == ("True\n", -signal.SIGINT)
+    command = [sys.executable, "-c", code, str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.returncode) == ("True\n", -number)
 
 
 def test_handlers_come_back_after_an_error() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted), stop_requests():
-        raise Interrupted("saved")
+    with pytest.raises(KeyError), stop_requests():
+        raise KeyError
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_who_was_let_go_leaves_undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And if it stays, signals are what they were."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with pytest.raises(Interrupted), stop_requests():
+            raise Interrupted("saved")
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == []
+        monkeypatch.setattr(interrupt, "_FAREWELL", 0.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for number in (signal.SIGINT, signal.SIGUSR1):  # as Python starts with
+            signal.signal(
+                number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            )
 
 
 def test_in_another_thread_signals_are_left_alone() -> None:

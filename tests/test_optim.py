@@ -15,6 +15,7 @@ from triscale.errors import UserError
 from triscale.optim import (
     SGD,
     OptimConfig,
+    _move_where,
     load_state_tensors,
     parameter_groups,
     set_lr,
@@ -225,3 +226,45 @@ def test_with_gradient_scaler() -> None:
 def test_config_refuses(key: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"^optim\.{key}: expected .*number.*, got {value}$"):
         OptimConfig(**{key: value})
+
+
+@pytest.mark.parametrize("no_wd", [False, True])
+def test_a_gate_that_is_not_read(no_wd: bool) -> None:
+    """What a GPU does: open, it is the rule itself; closed, nothing moves."""
+    config = OptimConfig(lr=0.1, weight_decay=0.01, no_wd=no_wd)
+    plain, gated = small_model(), small_model()
+    first, second = make_optimizer(plain, config), make_optimizer(gated, config)
+    images = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(3))
+    for open_ in (True, False, True):
+        for model in (plain, gated):
+            model.zero_grad()
+            model.eval()(images).square().sum().backward()
+        if open_:
+            first.step()
+        for group in second.param_groups:
+            params = group["params"]
+            grads = [p.grad if open_ else torch.zeros_like(p) for p in params]
+            with torch.no_grad():
+                _move_where(
+                    torch.tensor(open_), params, grads, list(map(second.velocity, params)), group
+                )
+        for ours, expected in zip(gated.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(
+                second.velocity(ours), first.velocity(expected), rtol=1e-6, atol=1e-7
+            )
+
+
+def test_a_step_that_is_none() -> None:
+    """On the host the gate is simply read: gradients may be anything then."""
+    model = small_model()
+    optimizer = make_optimizer(model, OptimConfig(lr=0.1))
+    train(model, optimizer, range(1))
+    before = [p.clone() for p in model.parameters()]
+    velocities = [optimizer.velocity(p).clone() for p in model.parameters()]
+    for param in model.parameters():
+        param.grad = torch.full_like(param, torch.nan)
+    optimizer.step(ok=torch.tensor(False))
+    for param, old, velocity in zip(model.parameters(), before, velocities, strict=True):
+        assert torch.equal(param, old)
+        assert torch.equal(optimizer.velocity(param), velocity)

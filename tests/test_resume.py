@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.running import MakeRecipe, assert_same_run, losses, run_quietly
+from triscale import epoch
 from triscale.data.open import Data
 from triscale.errors import UserError
 from triscale.interrupt import Interrupted
 from triscale.log import Narrator
+from triscale.progress import _changes
+from triscale.recipe import load_recipe
 from triscale.training import train
 
 
@@ -48,13 +53,13 @@ def test_interrupted_by_a_signal_then_resumed(
     trained: Path, data: Data, tiny_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     class Impatient(Narrator):
-        """Sends Ctrl-C during the fourth step."""
+        """Sends Ctrl-C after the third step."""
 
         steps = 0
 
         def advance(self, note: str = "", *, what: str | None = None) -> None:
             self.steps += 1
-            if self.steps == 4:
+            if self.steps == 3:
                 os.kill(os.getpid(), signal.SIGINT)
 
     run = tmp_path / "run"
@@ -83,9 +88,12 @@ def test_resume_passes_over_a_damaged_state(
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (("train.batch_size=5",), "train.batch_size changed since the run began"),
-        (("train.seed=1",), "train.seed changed since the run began"),
-        (("data.num_samples=9",), "the training data changed since the run began"),
+        (("train.batch_size=5",), r"train\.batch_size \(from 4 to 5\) changed since the run began"),
+        (("train.seed=1",), r"train\.seed \(from 233 to 1\) changed since the run began"),
+        (
+            ("data.num_samples=9",),
+            r"the training data \(pictures \(from 10 to 9\), boxes .*changed",
+        ),
         (("model.backbone=mobilenet0.2",), "tensors do not fit the network"),
     ],
 )
@@ -115,3 +123,99 @@ def test_resume_in_another_precision(
 def test_resume_without_a_state(data: Data, tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no whole state to resume from"):
         run_quietly(tiny_recipe(), data, tmp_path, resume=True)
+
+
+# --- changes on purpose --------------------------------------------------------------------------
+
+
+def test_changed_data_can_be_accepted(
+    trained: Path,
+    data: Data,
+    tiny_recipe: MakeRecipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Once: what is written down for the next time doesn't accept anything."""
+    run = copy_up_to(trained, 4, tmp_path / "run")
+    assert data.train is not None
+    boxes = data.train.boxes.copy()
+    boxes[0, 2] -= 1
+    other = data._replace(train=replace(data.train, boxes=boxes))
+    text = r"the training data \(the boxes or classes of the objects\) changed since the run began"
+    with pytest.raises(UserError, match=text):
+        run_quietly(tiny_recipe(), other, run, resume=True)
+    train(tiny_recipe("checkpoint.accept_changes=true"), other, run, resume=True)
+    assert "warning: " in capsys.readouterr().err
+    assert losses(run)[-1]["step"] == 7
+    assert not load_recipe(run / "recipe.toml").checkpoint.accept_changes
+
+
+def test_other_classes_are_named(trained: Path, tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    then = {"data": {"classes": ["a", "b"], "names": "1"}, "seed": 1, "anchors": []}
+    assert _changes(then, then) == []
+    now = {"data": {"classes": ["a"], "names": "2"}, "seed": 1, "anchors": list(range(30))}
+    assert _changes(then, now) == [
+        "the training data (classes (from a, b to a), the names or the order of the pictures)",
+        f"model.anchors (from  to {', '.join(map(str, range(30)))[:57]}...)",
+    ]
+
+
+# --- between the last step of an epoch and its validation ----------------------------------------
+
+
+class Stop(Exception):  # noqa: N818
+    """What a killed process doesn't even raise."""
+
+
+@pytest.mark.parametrize(
+    "place", ["evaluate", "write_pictures", "save_weights", "write_atomically"]
+)
+def test_a_validation_that_was_cut_off_is_made_up_for(
+    place: str, trained: Path, data: Data, tiny_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Whatever of it had been done, the epoch isn't repeated and no line comes twice."""
+    run = tmp_path / "run"
+
+    def stop(*args: Any, **named: Any) -> None:
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epoch, place, stop)
+        with pytest.raises(Stop):
+            run_quietly(tiny_recipe(), data, run)
+    (state,) = (run / "last").glob("*.json")
+    assert json.loads(state.read_text())["pending"] == 0
+    steps = len(losses(run))
+    run_quietly(tiny_recipe(), data, run, resume=True)
+    assert_same_run(run, trained)
+    assert steps == 2
+
+
+def test_a_signal_ends_a_validation_at_once(
+    trained: Path, data: Data, tiny_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    def asked_to_stop(*args: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args, **named)
+
+    evaluate = epoch.evaluate
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epoch, "evaluate", asked_to_stop)
+        with pytest.raises(Interrupted, match="stopped after step 2; "):
+            run_quietly(tiny_recipe(), data, run)
+    assert not (run / "best.safetensors").exists()
+    run_quietly(tiny_recipe(), data, run, resume=True)
+    assert_same_run(run, trained)
+
+
+def test_the_last_validation_can_be_made_up_for(
+    trained: Path, data: Data, tiny_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    run = copy_up_to(trained, 7, tmp_path / "run")
+    state = run / "last" / "step-00000007.json"
+    before = json.loads(state.read_text())
+    state.write_text(json.dumps(before | {"pending": 2}))
+    run_quietly(tiny_recipe(), data, run, resume=True)
+    assert_same_run(run, trained)
+    assert json.loads(state.read_text())["pending"] is None

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -207,8 +208,9 @@ def test_batch_size_must_fit(data: Data, tiny_recipe: MakeRecipe) -> None:
     assert plan.steps == 3
     with pytest.raises(UserError, match="11 is more than the 10 training pictures"):
         make_plan(tiny_recipe("train.batch_size=11"), data.train, Processes())
-    with pytest.raises(UserError, match="does not divide among 3 processes"):
-        make_plan(tiny_recipe(), data.train, Processes(0, 3))
+    make_plan(tiny_recipe(), data.train, Processes(3, 4))
+    with pytest.raises(UserError, match="4 is less than one picture for each of 5 processes"):
+        make_plan(tiny_recipe(), data.train, Processes(0, 5))
 
 
 def test_no_training_split(data: Data, tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -264,13 +266,28 @@ def test_what_does_not_fit_is_refused(
         tiny_recipe(f"train.seed={2**63}")
 
 
+def test_a_disk_without_room_is_told_at_the_start(
+    data: Data, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked for is what the finished run takes, and one state more."""
+    asked: list[int] = []
+    monkeypatch.setattr("triscale.training.require_space", lambda _, needed: asked.append(needed))
+    run_quietly(tiny_recipe("train.save_interval=1"), data, tmp_path / "run")
+    files = list((tmp_path / "run").rglob("*.safetensors"))
+    taken = sum(file.stat().st_size for file in files)
+    state, best = (max(f.stat().st_size for f in files if n in f.name) for n in ("step-", "best"))
+    assert asked[0] == pytest.approx(taken + state + best, rel=0.05)
+    run_quietly(tiny_recipe("train.save_interval=1"), data, tmp_path / "run", resume=True)
+    assert asked[1] < asked[0]
+
+
 def test_weights_that_are_no_numbers_are_never_saved(
     data: Data, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = SGD.step
 
-    def poisoned(self: SGD) -> None:
-        step(self)
+    def poisoned(self: SGD, closure: None = None, *, ok: torch.Tensor) -> None:
+        step(self, ok=ok)
         self.param_groups[0]["params"][0].data[0] = math.nan
 
     monkeypatch.setattr(SGD, "step", poisoned)
@@ -299,7 +316,8 @@ def test_a_loss_that_explodes_ends_the_run(
         *("train.epochs=9", "optim.lr=1e8", "schedule.warmup_epochs=2"),
         *("train.log_interval=2", "checkpoint.keep=9"),
     )
-    with pytest.raises(UserError, match=r"step \d+ .*no longer a finite number.*--set optim\.lr"):
+    text = r"step 5: .*no longer a finite number, again after going back to step 2.*--set optim\.lr"
+    with pytest.raises(UserError, match=text):
         run_quietly(recipe, data, tmp_path / "run")
     for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines():
         assert math.isfinite(json.loads(line).get("loss", 0.0))
@@ -341,3 +359,17 @@ def test_syncbn_alone_changes_nothing(
 ) -> None:
     run_quietly(tiny_recipe("train.syncbn=true"), data, tmp_path / "run")
     assert_same_run(tmp_path / "run", trained)
+
+
+def test_processes_must_see_the_same_run(
+    data: Data, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that isn't shared: the main process resumes there, another one would start."""
+
+    def main_resumes(value: dict[str, Any], *args: Any, **named: Any) -> dict[str, Any]:
+        return value | {"resume": True}
+
+    monkeypatch.setattr("triscale.training.share_value", main_resumes)
+    with pytest.raises(UserError, match="process 0 finds another run folder or other data than"):
+        run_quietly(tiny_recipe(), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

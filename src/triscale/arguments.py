@@ -27,6 +27,9 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("--out", metavar="DIR", help="run folder (default: runs/DATA-RECIPE)")
     train.add_argument("--init", metavar="WEIGHTS", help="weights to start from")
     train.add_argument("--resume", metavar="RUN", help="go on with a run where it stopped")
+    train.add_argument(
+        "--auto-resume", action="store_true", help="go on with the run in --out if there is one"
+    )
     train.add_argument("--epochs", metavar="N")
     train.add_argument("--batch-size", metavar="N")
     train.add_argument("--size", metavar="N", help="side of the square network input, in pixels")

@@ -1,26 +1,31 @@
 """The state of a run: everything that the rest of it depends on, in files that are never half.
 
 A state is a pair in `RUN/last/`: `step-<n>.safetensors` with weights and velocities, and
-`step-<n>.json` with the rest and the SHA-256 of the first. The JSON is written last, so it marks a
-complete pair; the newest few are kept, and a damaged one is passed over for the one before.
+`step-<n>.json` with the rest, the SHA-256 of the first and its own. The JSON is written last, so it
+marks a complete pair; the newest few are kept, and a damaged one is passed over for the one before.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from triscale.config import shown
 from triscale.data.index import Index
 from triscale.errors import UserError
-from triscale.files import remove_leftovers, write_atomically
+from triscale.files import open_regular, read_regular, remove_leftovers, sha256_of, write_atomically
 from triscale.weights.native import read_tensors, save_tensors
+
+_MAX_JSON_BYTES, _MAX_BYTES = 1 << 27, 1 << 40  # of a state's two files
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class CheckpointConfig:
     every_steps: int = 0  # 0: not by steps
     every_minutes: float = 10.0  # 0: not by time
     keep: int = 2  # how many states stay on disk
+    accept_changes: bool = False  # go on with other data or settings than the run began with
 
     def __post_init__(self) -> None:
         if self.keep < 1 or self.every_steps < 0 or not self.every_minutes >= 0:
@@ -45,27 +51,58 @@ class State(NamedTuple):
 
 
 def save_state(folder: Path, state: State, *, keep: int) -> None:
-    """Add a state to `folder` and remove all but the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Add a state to `folder`, as its newest, and remove all but the newest `keep`."""
+    folder.mkdir(exist_ok=True)  # not what it is in: if the run is gone, its owner must be told
+    remove_halves(folder)  # first: they may be what fills the disk
     tensors = folder / f"step-{state.step:08d}.safetensors"
     save_tensors(tensors, state.tensors, {"format": "triscale-state-1"})
-    values = {"step": state.step, "sha256": _sha256(tensors), **state.values}
-    write_atomically(tensors.with_suffix(".json"), json.dumps(values, indent=1).encode())
-    for old in sorted(folder.glob("step-*.json"))[:-keep]:
-        old.unlink()  # first, so that a half-removed state is never taken for a whole one
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
-    for tensors in folder.glob("step-*.safetensors"):  # a killed process came no further
+    _write_values(tensors.with_suffix(".json"), state, sha256=sha256_of(tensors))
+    remove_states(folder, state.step, keep=keep)
+
+
+def remove_states(folder: Path, step: int, *, keep: int) -> None:
+    """Remove all states but the newest `keep` up to `step`; later ones are damaged, or the run
+    would have gone on from them."""
+    states = sorted(folder.glob("step-*.json"))
+    kept = [path for path in states if path.stem <= f"step-{step:08d}"][-keep:]
+    for path in states:
+        if path not in kept:
+            path.unlink()  # first, so that a half-removed state is never taken for a whole one
+    remove_halves(folder)
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove what a killed process was writing, or removing."""
+    remove_leftovers(folder)
+    for tensors in folder.glob("step-*.safetensors"):
         if not tensors.with_suffix(".json").exists():
             tensors.unlink(missing_ok=True)
-    remove_leftovers(folder)
+
+
+def save_values(folder: Path, state: State) -> None:
+    """Replace all but the tensors of a state that `save_state` wrote: they haven't changed."""
+    path = folder / f"step-{state.step:08d}.json"
+    _write_values(path, state, sha256=_unseal(path)["sha256"])
+
+
+def _write_values(path: Path, state: State, *, sha256: str) -> None:
+    values = {"step": state.step, "sha256": sha256, **state.values}
+    write_atomically(path, _seal(values))
+
+
+def has_state(run: Path) -> bool:
+    """Whether the folder of a run holds something to go on from."""
+    return any((run / "last").glob("step-*.json"))
 
 
 def require_unused(run: Path) -> None:
     """UserError if the folder holds a run that has got somewhere."""
-    if (run / "best.safetensors").exists() or any((run / "last").glob("step-*.json")):
+    if has_state(run):
         raise UserError(
             f"{run}: holds a run already; go on with --resume {run}, or choose another --out"
         )
+    if (run / "best.safetensors").exists():  # with nothing to resume: only weights to be kept
+        raise UserError(f"{run}: holds the weights of a run already; choose another --out")
 
 
 def load_state(folder: Path) -> tuple[State, list[str]]:
@@ -74,25 +111,65 @@ def load_state(folder: Path) -> tuple[State, list[str]]:
     for path in sorted(folder.glob("step-*.json"), reverse=True):
         tensors = path.with_suffix(".safetensors")
         try:
-            values = json.loads(path.read_bytes())
-            if _sha256(tensors) != values["sha256"]:
+            values = _unseal(path)
+            open_regular(tensors, limit=_MAX_BYTES).close()  # a pipe would be waited for
+            step = int(values["step"])
+            if not 0 <= step < 2**63:
+                raise UserError(f"{path}: damaged (step {shown(step)})")
+            if sha256_of(tensors) != values["sha256"]:
                 raise UserError(f"{tensors}: damaged (its SHA-256 is not that of {path.name})")
-            return State(int(values["step"]), read_tensors(tensors)[0], values), damaged
-        except (UserError, OSError, KeyError, TypeError, ValueError) as error:
+            return State(step, read_tensors(tensors)[0], values), damaged
+        except (
+            *(UserError, OSError, LookupError, TypeError, ValueError, AttributeError),
+            *(RecursionError, ArithmeticError),
+        ) as error:
             damaged.append(
                 str(error) if isinstance(error, UserError) else f"{path}: damaged ({error})"
             )
-    raise UserError("\n".join([f"{folder}: no whole state to resume from", *damaged]))
+    start = "in another folder" if damaged else f"(triscale train DATA --out {folder.parent})"
+    missing = f"{folder}: no whole state to resume from; start the run anew {start}"
+    raise UserError("\n".join([missing, *damaged]))
 
 
-def fingerprint(index: Index) -> str:
-    """A hash of what a split contains: names, sizes, boxes, labels."""
-    digest = hashlib.sha256(json.dumps([index.classes, list(index.ids)]).encode())
-    for array in (index.sizes, index.offsets, index.boxes, index.labels):
-        digest.update(np.ascontiguousarray(array).tobytes())
+def require_space(folder: Path, needed: int) -> None:
+    """UserError if the disk of `folder` has no room for `needed` bytes more."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: the states and weights of this run need {needed / 1e6:,.0f} MB, "
+            f"{free / 1e6:,.0f} MB are free; make room, choose another --out, or keep fewer: "
+            "--set checkpoint.keep=1, --set train.save_interval=0"
+        )
+
+
+def fingerprint(index: Index) -> dict[str, Any]:
+    """What a split contains, as numbers and SHA-256 sums: enough to tell what differs."""
+    return {
+        "classes": list(index.classes),
+        "pictures": len(index),
+        "boxes": len(index.boxes),
+        "names": _digest([json.dumps(list(index.ids)).encode()]),
+        "sizes": _digest([index.sizes]),
+        "labels": _digest([index.offsets, index.boxes, index.labels]),
+    }
+
+
+def _digest(parts: Sequence[bytes | NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).data)
     return digest.hexdigest()
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _seal(values: Mapping[str, Any]) -> bytes:
+    """JSON with a hash of itself: with a flipped bit it may still be JSON."""
+    digest = hashlib.sha256(json.dumps(values, indent=1).encode()).hexdigest()
+    return json.dumps({**values, "self": digest}, indent=1).encode()
+
+
+def _unseal(path: Path) -> dict[str, Any]:
+    values = json.loads(read_regular(path, limit=_MAX_JSON_BYTES))
+    digest = values.pop("self")
+    if hashlib.sha256(json.dumps(values, indent=1).encode()).hexdigest() != digest:
+        raise UserError(f"{path}: damaged (its SHA-256 is not the one it states)")
+    return values

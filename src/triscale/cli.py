@@ -1,7 +1,9 @@
 """The command line: arguments in, one clear line out when something is wrong.
 
-Exit codes: 0 done, 1 a bug (with its traceback), 2 a mistake in the input, 3 out of memory, 130
-stopped by Ctrl-C. Nothing heavy is imported before the arguments are known to be right.
+Exit codes: 0 done, 1 a bug (with its traceback), 2 a mistake in the input, 3 out of memory, 4
+another process of the run is gone, 75 stopped on request with everything saved (EX_TEMPFAIL of
+sysexits.h: call again), 130 stopped by Ctrl-C. Nothing heavy is imported before the arguments are
+known to be right.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from triscale.arguments import DEFAULT_RECIPE, INIT_RECIPE, make_parser
-from triscale.errors import UserError
+from triscale.errors import OutOfMemoryError, ProcessLostError, UserError, ran_out_of_memory
+from triscale.interrupt import Interrupted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,17 +38,24 @@ def guarded(run: Callable[[], None]) -> int:
     except BrokenPipeError:  # `triscale ... | head`: nobody is listening any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
-    except KeyboardInterrupt as error:
-        return _fail(str(error) or "stopped", 130)
+    except Interrupted as error:
+        return _fail(str(error), 75)
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    except ProcessLostError as error:
+        return _fail(str(error), 4)
+    except OutOfMemoryError as error:
+        return _fail(str(error), 3)
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror}", 2)
     except Exception as error:
-        if "DataLoader worker" in str(error):  # torch raises it wherever the process happens to be
+        # torch raises it wherever the process happens to be
+        if str(error).startswith("DataLoader worker"):
             return _fail(f"a data loading process died: {str(error).splitlines()[0]}", 2)
-        if not _out_of_memory(error):
+        if not ran_out_of_memory(error):
             raise
         return _fail(
             "out of memory; try a smaller --batch-size or --size, or --set "
@@ -56,15 +66,8 @@ def guarded(run: Callable[[], None]) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"triscale: {'' if code == 130 else 'error: '}{text}", file=sys.stderr)
+    print(f"triscale: {'' if code in (75, 130) else 'error: '}{text}", file=sys.stderr)
     return code
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: on the host numpy says so by type, torch only by text."""
-    names = {cls.__name__ for cls in type(error).__mro__}
-    words = ("can't allocate", "Insufficient memory")  # of torch, of OpenCV
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or any(w in str(error) for w in words)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -81,9 +84,9 @@ def _train(arguments: argparse.Namespace) -> None:
         overrides.append(f"train.init={json.dumps(arguments.init, ensure_ascii=False)}")
     overrides += arguments.overrides
     if arguments.resume:
-        given = ("data", "recipe", "out", "init", "batch_size", "seed")
+        given = ("data", "recipe", "out", "init", "batch_size", "seed", "auto_resume")
         for name in given:
-            if getattr(arguments, name) is not None:
+            if getattr(arguments, name) not in (None, False):
                 raise UserError(
                     f"--resume goes on with a run as it is: {name} can't be given again"
                 )
@@ -94,9 +97,15 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.data is None:
         raise UserError("train: name the data set (DATA), or a run to go on with (--resume RUN)")
     from triscale.recipe import load_recipe
-    from triscale.runs import start_run
+    from triscale.runs import start_or_resume, start_run
 
     recipe = arguments.recipe or (INIT_RECIPE if arguments.init else DEFAULT_RECIPE)
+    if arguments.auto_resume:
+        if arguments.out is None:
+            raise UserError("--auto-resume: name the run folder with --out")
+        out = Path(arguments.out)
+        start_or_resume(Path(arguments.data), recipe, out=out, overrides=overrides)
+        return
     start_run(
         Path(arguments.data),
         load_recipe(recipe, overrides=overrides),

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import reprlib
 import tomllib
 import types
 from collections.abc import Mapping
@@ -16,8 +18,12 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from triscale.errors import UserError
+from triscale.files import read_regular
 
 T = TypeVar("T")
+
+MAX_TOML_BYTES = 1 << 20
+_MAX_DOTS = 1000  # in a line: tomllib's time grows with the square of a dotted key's length
 
 
 def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
@@ -30,9 +36,14 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     for key, value in values.items():
         if key not in hints:
             at = f"{where}: " if where else ""
-            raise UserError(f"{at}unknown key '{key}'{nearest(key, hints)}")
+            raise UserError(f"{at}unknown key {shown(key)}{nearest(key, hints)}")
         made[key] = _convert(value, hints[key], f"{where}.{key}" if where else key)
-    return cls(**made)
+    config = cls(**made)  # its own checks know better what to say about infinity
+    for key, value in made.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            at = f"{where}.{key}" if where else key
+            raise UserError(f"{at}: expected a finite number, got {value}")
+    return config
 
 
 def nearest(word: str, known: Any) -> str:
@@ -52,13 +63,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """A parsed TOML file; UserError if it can't be read or parsed."""
+    data = read_regular(path, limit=MAX_TOML_BYTES)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror})") from error
+        return _parse(data.decode())
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a TOML file (byte {error.start} is not UTF-8)") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
 
 
@@ -69,13 +79,31 @@ def apply_override(table: dict[str, Any], assignment: str) -> None:
     if not equals or not all(keys) or len(keys) != 2:
         raise UserError(f"--set {assignment}: expected section.key=value")
     try:
-        value = tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+        value = _parse(f"v = {text}")["v"]
+    except (ValueError, RecursionError):
         value = text  # a bare word: --set data.train=2007_trainval
     section = table.setdefault(keys[0], {})
     if not isinstance(section, dict):
         raise UserError(f"--set {assignment}: '{keys[0]}' is not a section")
     section[keys[1]] = value
+
+
+def shown(value: object) -> str:
+    """`value` for a message: short, however long or deeply nested it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxlong = 100
+    try:
+        return short.repr(value)
+    except ValueError:  # Python doesn't write whole numbers of more than 4300 digits
+        return "a number with thousands of digits"
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """Parsed TOML; ValueError or RecursionError if it can't be."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.count(".") > _MAX_DOTS:
+            raise ValueError(f"more than {_MAX_DOTS} dots (at line {number})")
+    return tomllib.loads(text)
 
 
 def _plain(value: Any) -> Any:
@@ -88,6 +116,8 @@ def _plain(value: Any) -> Any:
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated type, exactly: 1 is not true, 1.5 is not 1, but 1 is 1.0."""
+    if type(value) is int and value.bit_length() > 64:  # TOML promises 64 bits
+        raise UserError(f"{where}: expected a number of at most 64 bits, got {shown(value)}")
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _convert(value, next(a for a in args if a is not type(None)), where)
@@ -107,7 +137,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     if origin is None and type(value) is hint:
         return value
-    raise UserError(f"{where}: expected {_name(hint)}, got {value!r}")
+    raise UserError(f"{where}: expected {_name(hint)}, got {shown(value)}")
 
 
 def _name(hint: Any) -> str:

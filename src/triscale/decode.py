@@ -7,6 +7,7 @@ that a batch of B costs little more than one picture and a GPU is never asked ho
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -46,6 +47,10 @@ class DecodeConfig:
         if not 0 <= self.score_threshold < 1:  # the sort below needs scores that aren't negative
             raise UserError(
                 f"decode.score_threshold: expected 0 <= x < 1, got {self.score_threshold}"
+            )
+        if not math.isfinite(self.iou_threshold):
+            raise UserError(
+                f"decode.iou_threshold: expected a finite number, got {self.iou_threshold}"
             )
         if not 1 <= self.top_k <= MAX_TOP_K:
             raise UserError(f"decode.top_k: expected 1 to {MAX_TOP_K}, got {self.top_k}")

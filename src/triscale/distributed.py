@@ -1,4 +1,4 @@
-"""Several processes, one result: torchrun's environment, gradients, batch statistics, gathering.
+"""Several processes, one result: torchrun's environment, sums, batch statistics, gathering.
 
 Every process holds the same weights and sees its share of each global batch; losses are divided by
 the global batch, so summed gradients are those of one process with the whole batch.
@@ -6,16 +6,22 @@ the global batch, so summed gradients are those of one process with the whole ba
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Generator
+import time
+import uuid
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from triscale.errors import UserError
+from triscale.errors import ProcessLostError, UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 
 class Processes(NamedTuple):
@@ -56,37 +62,47 @@ def join_processes(device: torch.device) -> Generator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    with _peers():
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            place = Processes(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+            dist.init_process_group(
+                backend, store=_fresh_store(place), rank=place.rank, world_size=place.world_size
+            )
+        else:
+            dist.init_process_group(backend)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
 
 
-def sum_gradients(model: nn.Module, processes: Processes) -> None:
-    """Replace every gradient by its sum over the processes, in one flat exchange."""
+def add_up(tensor: Tensor, processes: Processes) -> None:
+    """Replace a tensor by its sum over the processes."""
+    if processes.world_size > 1:
+        with _peers():
+            dist.all_reduce(tensor)
+
+
+def share_tensors(tensors: Iterable[Tensor], processes: Processes) -> None:
+    """Give every process the main one's values."""
+    if processes.world_size > 1:
+        for tensor in tensors:
+            with _peers():
+                dist.broadcast(tensor, 0)
+
+
+def share_value(value: Any, processes: Processes, *, device: torch.device) -> Any:
+    """The main process's value, in every process; anything that JSON can hold."""
     if processes.world_size == 1:
-        return
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
-def sum_tensor(tensor: Tensor, processes: Processes) -> Tensor:
-    """The sum of a tensor over the processes."""
-    if processes.world_size > 1:
-        tensor = tensor.clone()
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def share_buffers(model: nn.Module, processes: Processes) -> None:
-    """Give every process the main one's batch-norm statistics (equal anyway with SyncBN)."""
-    if processes.world_size > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
+        return value
+    text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=device)
+    length = torch.tensor(len(text), device=device)
+    share_tensors([length], processes)
+    if not processes.is_main:
+        text = torch.empty(int(length), dtype=torch.uint8, device=device)
+    share_tensors([text], processes)
+    return json.loads(bytes(text.tolist()))
 
 
 def gather_interleaved(tensor: Tensor, total: int, processes: Processes) -> Tensor:
@@ -96,7 +112,8 @@ def gather_interleaved(tensor: Tensor, total: int, processes: Processes) -> Tens
     rows = -(-total // processes.world_size)
     padded = torch.cat([tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])])
     parts = [torch.empty_like(padded) for _ in range(processes.world_size)]
-    dist.all_gather(parts, padded)
+    with _peers():
+        dist.all_gather(parts, padded)
     return torch.stack(parts, 1).flatten(0, 1)[:total]
 
 
@@ -106,13 +123,15 @@ class _SumOverProcesses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         total = tensor.clone()
-        dist.all_reduce(total)
+        with _peers():
+            dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].clone()
-        dist.all_reduce(total)
+        with _peers():
+            dist.all_reduce(total)
         return total
 
 
@@ -129,9 +148,10 @@ class SyncBatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         x = input.float()
         dims = (0, 2, 3)
-        count = _sum(x.new_tensor([x.numel() / x.shape[1]]))
+        total = _sum(torch.cat([x.sum(dims), x.new_tensor([x.numel() / x.shape[1]])]))
+        count = total[-1:].detach()
         # The mean first: sums of squares about zero would cancel where the mean is large.
-        mean = _sum(x.sum(dims)) / count
+        mean = total[:-1] / count
         centred = x - mean[:, None, None]
         variance = _sum(centred.square().sum(dims)) / count
         assert self.running_mean is not None
@@ -157,3 +177,44 @@ def synchronise_batch_norm(model: nn.Module) -> None:
                 for key, buffer in child.named_buffers():
                     setattr(synced, key, buffer)
                 setattr(parent, name, synced.train(child.training))
+
+
+def _fresh_store(place: Processes) -> Store:
+    """torchrun's store, without what processes of an earlier try have left in it.
+
+    It hands the same store to those that it starts anew, and they would look for each other at the
+    addresses of the dead (pytorch issue 135712). So the main process makes up a name for this try
+    and tells it to those who ask under a name of their own, until each has said that it knows.
+    """
+    from torch.distributed.distributed_c10d import PrefixStore  # some builds have none
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://"))
+    mine = uuid.uuid4().hex
+    if not place.is_main:
+        store.set(f"asks/{place.rank}", mine)
+        name = store.get(f"told/{mine}").decode()  # waits
+        store.set(f"knows/{name}/{place.rank}", "")
+        return PrefixStore(name, store)
+    deadline = time.monotonic() + dist.default_pg_timeout.total_seconds()
+    missing = set(range(1, place.world_size))
+    while missing and time.monotonic() < deadline:
+        for rank in [r for r in missing if store.check([f"asks/{r}"])]:
+            store.set(f"told/{store.get(f'asks/{rank}').decode()}", mine)
+        missing = {r for r in missing if not store.check([f"knows/{mine}/{r}"])}
+        time.sleep(0.01)
+    if missing:
+        raise ProcessLostError(f"the processes {sorted(missing)} of this run haven't come")
+    return PrefixStore(mine, store)
+
+
+@contextmanager
+def _peers() -> Generator[None]:
+    """What the backends raise when another process is gone, as ProcessLostError."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no type of its own
+        reason = str(error).splitlines()[0]
+        raise ProcessLostError(
+            f"another process of this run can't be reached; its own message says why ({reason})"
+        ) from error

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# One request may come twice: Ctrl-C and a cluster's SIGTERM reach every process of a job, and
+# torchrun, which is one of them, passes them on.
+_ECHO = 1.0  # seconds
+# Once it is granted there may be more: a launcher ends all when one process has left.
+_FAREWELL = 5.0  # seconds
 
 
 class Interrupted(KeyboardInterrupt):
@@ -20,21 +26,35 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def stop_requests() -> Generator[Callable[[], bool]]:
-    """Inside the block the first signal makes the yielded function true, the second one kills."""
-    asked = False
+    """Inside the block the first signal makes the yielded function true; one that comes more than
+    a second later ends the process at once. After a block that Interrupted ends, the process has
+    five seconds to leave undisturbed."""
+    asked_at: float | None = None
+    granted_at: float | None = None
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        for number in _SIGNALS:
+    def ask(number: int, _frame: FrameType | None) -> None:
+        nonlocal asked_at
+        now = time.monotonic()
+        if granted_at is not None:
+            if now - granted_at > _FAREWELL:
+                signal.signal(number, before[signal.Signals(number)])
+                signal.raise_signal(number)
+        elif asked_at is None:
+            asked_at = now
+        elif now - asked_at > _ECHO:
             signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # signals reach the main thread only
         return
     before = {number: signal.signal(number, ask) for number in _SIGNALS}
     try:
-        yield lambda: asked
+        yield lambda: asked_at is not None
+    except Interrupted:
+        granted_at = time.monotonic()
+        raise
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if granted_at is None:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -13,7 +15,8 @@ from typing import Any, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from triscale.files import write_atomically
+from triscale.errors import UserError
+from triscale.files import flush, naming, write_atomically
 
 LOSSES = ("objectness", "centre", "scale", "classes")
 
@@ -27,6 +30,7 @@ class Meter:
     def reset(self) -> None:
         """Begin an epoch."""
         self.steps, self.images, self.data_seconds = 0, 0, 0.0
+        self._losses, self._seen = 0.0, 0
         self._began = time.perf_counter()
 
     def add(self, *, images: int, data_seconds: float) -> None:
@@ -35,32 +39,61 @@ class Meter:
         self.images += images
         self.data_seconds += data_seconds
 
+    def see(self, losses: Sequence[float]) -> None:
+        """Take in the losses of a step; those that aren't finite don't count."""
+        total = sum(losses)
+        if math.isfinite(total):
+            self._losses += total
+            self._seen += 1
+
+    def loss(self) -> float:
+        """The mean total loss; nan before the first."""
+        return self._losses / self._seen if self._seen else math.nan
+
     def images_per_second(self) -> float:
         """Images since the reset over the time since then."""
         return self.images / max(time.perf_counter() - self._began, 1e-9)
 
 
 class RunLog:
-    """`log.jsonl` of a run folder; a resumed run drops the lines after the state it begins from."""
+    """`log.jsonl` of a run folder, known by its length and SHA-256 up to each state."""
 
-    def __init__(self, path: Path, *, from_step: int) -> None:
-        if path.is_file():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= from_step]
-            write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
-        self._path = path
+    def __init__(
+        self, path: Path, *, mark: Mapping[str, Any] | None = None, accept: bool = False
+    ) -> None:
+        """Begin anew, or go on after what `mark`, which `flush` gave, stands for.
+
+        What comes after it is dropped. If it isn't there any more that is a UserError, or with
+        `accept` what is there is moved out of the way.
+        """
+        content = b""
+        if mark:
+            content = path.read_bytes()[: mark["bytes"]] if path.is_file() else b""
+            if hashlib.sha256(content).hexdigest() != mark["sha256"]:
+                if not accept:
+                    raise UserError(
+                        f"{path}: damaged or gone (its first {mark['bytes']} bytes aren't those "
+                        "that were logged); with --set checkpoint.accept_changes=true a new log "
+                        "is begun"
+                    )
+                content = b""
+                if path.is_file():
+                    path.replace(path.with_name(f"damaged-{path.name}"))
+        write_atomically(path, content)
+        self._path, self._bytes, self._sha256 = path, len(content), hashlib.sha256(content)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one object; it reaches the file at once."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        line = (json.dumps(record) + "\n").encode()
+        with naming(self._path), self._path.open("ab") as file:
+            file.write(line)
+        self._bytes += len(line)
+        self._sha256.update(line)
 
-
-def _step(line: str) -> float:
-    """The step of a log line; a line cut short by a crash counts as after everything."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+    def flush(self) -> dict[str, Any]:
+        """Wait until the disk has it, before a state counts on it; a mark to go on from."""
+        flush(self._path)
+        return {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
 
 
 class Narrator:

@@ -59,21 +59,28 @@ class SGD(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closures here
-        """Move every parameter that has a gradient."""
+    def step(  # type: ignore[override]
+        self, closure: None = None, *, ok: Tensor | None = None
+    ) -> None:  # no closures here
+        """Move every parameter that has a gradient; where `ok` (() bool) is false, nothing.
+
+        On a GPU `ok` isn't read back: its gradients must be finite also where it is false.
+        """
         assert closure is None
+        if ok is not None and ok.device.type == "cpu":
+            if not ok:
+                return
+            ok = None
         for group in self.param_groups:
             params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
             grads = [p.grad for p in params if p.grad is not None]
             velocities = [self.velocity(p) for p in params]
-            lr, weight_decay = group["lr"], group["weight_decay"]
-            torch._foreach_mul_(velocities, group["momentum"])
-            torch._foreach_add_(velocities, grads, alpha=-lr)
-            if weight_decay:
-                torch._foreach_add_(velocities, params, alpha=-lr * weight_decay)
-            torch._foreach_add_(params, velocities)
+            if ok is None:
+                _move(params, grads, velocities, group)
+            else:
+                _move_where(ok, params, grads, velocities, group)
 
     def velocity(self, param: Tensor) -> Tensor:
         """The velocity of a parameter, zero before its first step."""
@@ -81,6 +88,33 @@ class SGD(torch.optim.Optimizer):
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(param)
         return state["velocity"]
+
+
+def _move(
+    params: list[Tensor], grads: list[Tensor], velocities: list[Tensor], group: dict[str, Any]
+) -> None:
+    torch._foreach_mul_(velocities, group["momentum"])
+    torch._foreach_add_(velocities, grads, alpha=-group["lr"])
+    if group["weight_decay"]:
+        torch._foreach_add_(velocities, params, alpha=-group["lr"] * group["weight_decay"])
+    torch._foreach_add_(params, velocities)
+
+
+def _move_where(
+    ok: Tensor,
+    params: list[Tensor],
+    grads: list[Tensor],
+    velocities: list[Tensor],
+    group: dict[str, Any],
+) -> None:
+    """`_move` where `ok` (() bool) is true; else nothing changes. No value comes to the host."""
+    gate = ok.float()
+    torch._foreach_mul_(velocities, torch.where(ok, group["momentum"], 1.0))
+    torch._foreach_add_(velocities, grads, alpha=-group["lr"])
+    if group["weight_decay"]:
+        decay = torch._foreach_mul(params, gate * (-group["lr"] * group["weight_decay"]))
+        torch._foreach_add_(velocities, decay)
+    torch._foreach_add_(params, torch._foreach_mul(velocities, gate))
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
-"""Where a run is, and how that becomes a state on disk and comes back from it."""
+"""What a run consists of, where it is, and how that becomes a state on disk and comes back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,18 @@ import torch
 from torch import Tensor
 
 import triscale
-from triscale.checkpoint import State, load_state
+from triscale.checkpoint import State, fingerprint, load_state
+from triscale.config import to_dict
+from triscale.data.index import Index
+from triscale.data.open import Data
+from triscale.data.plan import Plan
+from triscale.distributed import Processes, share_tensors, share_value
 from triscale.errors import UserError
-from triscale.log import Narrator
+from triscale.log import LOSSES, Narrator
 from triscale.model.yolo import YOLOv3
 from triscale.optim import SGD, load_state_tensors, state_tensors
+from triscale.recipe import Recipe
 from triscale.weights.native import load_state as load_model
-
-# what a run can't go on without, as its states call it and as people do
-_IDENTITY = {
-    "data": "the training data",
-    "batch_size": "train.batch_size",
-    "seed": "train.seed",
-    "input": "[input]",
-    "anchors": "model.anchors",
-}
 
 
 @dataclass
@@ -32,56 +30,144 @@ class Progress:
     """What changes from step to step besides the weights, and is part of a checkpoint."""
 
     step: int  # steps done
-    losses: Tensor  # (4,) float64, on the device: sums over the steps of this epoch
-    steps: int = 0  # of this epoch that are in `losses`
+    # (5,) float64, on the device: each loss summed over this epoch's steps, and their number
+    sums: Tensor
     best: float = -1.0  # best mAP so far
     best_lines: tuple[str, ...] = ()  # of best_map.log
+    log: Mapping[str, Any] | None = None  # what log.jsonl holds; see RunLog
+    skipped: int = 0  # the newest steps in a row that were skipped
+    pending: int | None = None  # the epoch that has just ended, until it has been validated
 
 
-def snapshot(
-    identity: dict[str, Any],
-    now: Progress,
-    model: YOLOv3,
-    optimizer: SGD,
-    scaler: torch.amp.GradScaler,
-) -> State:
+@dataclass(frozen=True)
+class Run:
+    """Everything that training works on."""
+
+    folder: Path
+    recipe: Recipe
+    data: Data
+    index: Index  # the pictures of the plan
+    identity: Mapping[str, Any]  # what it can't go on without; see `identify`
+    plan: Plan
+    model: YOLOv3
+    optimizer: SGD
+    scaler: torch.amp.GradScaler
+    device: torch.device
+    processes: Processes
+    narrator: Narrator
+    now: Progress
+
+
+def start(step: int, device: torch.device) -> Progress:
+    """The progress of a run that begins at a step."""
+    return Progress(step, torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=device))
+
+
+def snapshot(run: Run) -> State:
     """The state of a run between two steps."""
-    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    now = run.now
+    weights = {f"model.{name}": tensor for name, tensor in run.model.state_dict().items()}
+    *losses, steps = now.sums.tolist()
     values = {
-        **identity,
-        "losses": now.losses.tolist(),
-        "steps": now.steps,
+        **run.identity,
+        "recipe": to_dict(lasting(run.recipe)),
+        "losses": losses,
+        "steps": int(steps),
+        "skipped": now.skipped,
+        "pending": now.pending,
         "best": now.best,
         "best_lines": now.best_lines,
-        "scaler": scaler.state_dict(),
+        "log": now.log,
+        "scaler": run.scaler.state_dict(),
         "versions": {"triscale": triscale.__version__, "torch": torch.__version__},
     }
-    return State(now.step, weights | state_tensors(optimizer, model), values)
+    return State(now.step, weights | state_tensors(run.optimizer, run.model), values)
 
 
-def restore(
-    run: Path,
-    identity: dict[str, Any],
-    now: Progress,
-    model: YOLOv3,
-    optimizer: SGD,
-    scaler: torch.amp.GradScaler,
-    narrator: Narrator,
-) -> None:
-    """Put the newest state of a run into everything that trains."""
-    state, damaged = load_state(run / "last")
-    for line in damaged:
-        narrator.say(f"warning: {line}")
-    for key, value in identity.items():
-        if state.values.get(key, value) != value:
-            what = _IDENTITY[key]
-            raise UserError(f"{run}: {what} changed since the run began; it can't go on exactly")
-    weights = {k[6:]: v for k, v in state.tensors.items() if k.startswith("model.")}
-    load_model(model, weights, source=str(run / "last"))
-    load_state_tensors(optimizer, model, state.tensors)
-    if state.values["scaler"]:  # empty: no fp16 so far
-        scaler.load_state_dict(state.values["scaler"])
-    now.step, now.steps = state.step, state.values["steps"]
-    now.losses += torch.tensor(state.values["losses"], dtype=now.losses.dtype).to(now.losses)
-    now.best, now.best_lines = state.values["best"], tuple(state.values["best_lines"])
-    narrator.say(f"resuming after step {state.step}")
+def restore(run: Run) -> None:
+    """Put the newest state of the run's folder, which the main process reads, into all of it."""
+    values = None
+    if run.processes.is_main:
+        state, damaged = load_state(run.folder / "last")
+        for line in damaged:
+            run.narrator.say(f"warning: {line}")
+        _require_same(run, state.values)
+        weights = {k[6:]: v for k, v in state.tensors.items() if k.startswith("model.")}
+        load_model(run.model, weights, source=str(run.folder / "last"))
+        load_state_tensors(run.optimizer, run.model, state.tensors)
+        values = dict(state.values)
+    velocities = state_tensors(run.optimizer, run.model)
+    share_tensors([*run.model.state_dict().values(), *velocities.values()], run.processes)
+    values = share_value(values, run.processes, device=run.device)
+    if values["scaler"]:  # empty: no fp16 so far
+        run.scaler.load_state_dict(values["scaler"])
+    now = run.now
+    now.step, now.skipped, now.pending = values["step"], values["skipped"], values["pending"]
+    now.sums.copy_(torch.tensor([*values["losses"], values["steps"]], dtype=torch.float64))
+    now.best, now.best_lines = values["best"], tuple(values["best_lines"])
+    now.log = values["log"]
+
+
+# What a run can't go on without: by its key in a state, and as people call it.
+_NAMES = {
+    "data": "the training data",
+    "batch_size": "train.batch_size",
+    "seed": "train.seed",
+    "input": "[input]",
+    "anchors": "model.anchors",
+    "names": "the names or the order of the pictures",
+    "sizes": "the sizes of the pictures",
+    "labels": "the boxes or classes of the objects",
+}
+
+
+def identify(recipe: Recipe, index: Index) -> dict[str, Any]:
+    """What makes a run this run and no other; a state of another one is refused."""
+    return {
+        "data": fingerprint(index),
+        "batch_size": recipe.train.batch_size,
+        "seed": recipe.train.seed,
+        "input": to_dict(recipe.input),
+        "anchors": to_dict(recipe.model)["anchors"],
+    }
+
+
+def lasting(recipe: Recipe) -> Recipe:
+    """The recipe as it is written down: what was accepted once isn't accepted for ever."""
+    return replace(recipe, checkpoint=replace(recipe.checkpoint, accept_changes=False))
+
+
+def _require_same(run: Run, then: Mapping[str, Any]) -> None:
+    """UserError, or if that is accepted a warning, unless the run is what it was."""
+    changes = _changes(then, run.identity)
+    if not changes:
+        return
+    text = f"{run.folder}: {'; '.join(changes)} changed since the run began"
+    if not run.recipe.checkpoint.accept_changes:
+        raise UserError(
+            f"{text}; it can't go on exactly (with --set checkpoint.accept_changes=true it goes "
+            "on all the same)"
+        )
+    run.narrator.say(f"warning: {text}")
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, as a person would say it."""
+    found: list[str] = []
+    for key, value in now.items():
+        before = then.get(key, value)
+        if before == value:
+            continue
+        name = _NAMES.get(key, key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            found.append(f"{name} ({', '.join(_changes(before, value))})")
+        elif key in ("names", "sizes", "labels"):  # SHA-256 sums, which say nothing to a person
+            found.append(name)
+        else:
+            found.append(f"{name} (from {_short(before)} to {_short(value)})")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

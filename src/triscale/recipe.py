@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tomli_w
 
 from triscale.checkpoint import CheckpointConfig
-from triscale.config import apply_override, build, read_toml, to_dict
+from triscale.config import MAX_TOML_BYTES, apply_override, build, read_toml, to_dict
 from triscale.data.augment import AugmentConfig
 from triscale.data.options import DataConfig
 from triscale.decode import DecodeConfig
 from triscale.errors import UserError
 from triscale.evaluation import EvalConfig
+from triscale.files import read_regular
 from triscale.loss import LossConfig
 from triscale.model.yolo import ModelConfig
 from triscale.optim import OptimConfig
@@ -24,6 +26,8 @@ from triscale.pixels import InputConfig
 from triscale.recipes import recipe_text
 from triscale.schedule import ScheduleConfig
 from triscale.weights.contents import require_size
+
+_SEAL = "# sha256 of the lines above: "
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class TrainConfig:
     device: str = "auto"  # cpu | cuda | cuda:N | auto
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the network; the loss is always fp32
     syncbn: bool = False  # batch statistics over all processes
+    accumulate: int = 1  # parts in which a process's share of a batch goes through the network
     start_epoch: int = 0  # begin here, with the weights of init (a resumed run needs no such thing)
     init: str = ""  # weights file to start from
     log_interval: int = 100  # steps
@@ -46,7 +51,7 @@ class TrainConfig:
     pictures: int = 8  # validation pictures drawn after each validation
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "log_interval"):
+        for name in ("epochs", "batch_size", "accumulate", "log_interval"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("seed", "workers", "start_epoch", "val_interval", "save_interval", "pictures"):
@@ -89,7 +94,17 @@ def load_recipe(name: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(name)
     shipped = not path.suffix and not path.is_file()
     table = tomllib.loads(recipe_text(str(name))) if shipped else read_toml(path)
-    recipe = build(Recipe, table, where="" if shipped else str(path))  # its own mistakes name it
+    return make_recipe(table, overrides=overrides, source="" if shipped else str(path))
+
+
+def make_recipe(table: dict[str, Any], *, overrides: Sequence[str] = (), source: str) -> Recipe:
+    """A recipe from a table as `to_dict` gives it, changed by `section.key=value` texts."""
+    try:
+        recipe = build(Recipe, table, where=source)
+    except UserError as error:  # its own mistakes name it
+        if str(error).startswith(source):
+            raise
+        raise UserError(f"{source}: {error}") from error
     if not overrides:
         return recipe
     for assignment in overrides:
@@ -98,5 +113,20 @@ def load_recipe(name: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as TOML, every key written out."""
-    return tomli_w.dumps(to_dict(recipe))
+    """The recipe as TOML, every key written out, with a SHA-256 of itself in the last line."""
+    text = tomli_w.dumps(to_dict(recipe))
+    return f"{text}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def require_unchanged(path: Path) -> None:
+    """UserError if a file that `dump_recipe` filled was changed since.
+
+    A flipped bit may leave valid TOML, and another run.
+    """
+    text, _, seal = read_regular(path, limit=MAX_TOML_BYTES).partition(_SEAL.encode())
+    if hashlib.sha256(text).hexdigest().encode() != seal.strip():
+        raise UserError(
+            f"{path}: was changed or damaged (its SHA-256 isn't that of its last line); changes "
+            "are made with --set section.key=value; without this file the recipe of the newest "
+            "state is used"
+        )

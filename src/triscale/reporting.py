@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from triscale.data.index import Index
 from triscale.data.loader import load
 from triscale.draw import draw_detections, draw_truth, write_picture
-from triscale.errors import UserError
 from triscale.evaluation import Evaluation
 from triscale.log import LOSSES, Meter
 
@@ -19,8 +15,7 @@ from triscale.log import LOSSES, Meter
 def train_record(
     means: list[float], step: int, *, epoch: int, rate: float, meter: Meter
 ) -> dict[str, Any]:
-    """A line of log.jsonl, from the mean losses since the epoch began; UserError if one is NaN."""
-    require_finite(means, step, epoch)
+    """A line of log.jsonl, from the mean losses since the epoch began."""
     return {
         "kind": "train",
         "step": step,
@@ -31,26 +26,6 @@ def train_record(
         "images_per_second": round(meter.images_per_second(), 2),
         "data_seconds": round(meter.data_seconds, 3),
     }
-
-
-def require_finite(losses: list[float], step: int, epoch: int) -> None:
-    """UserError if a loss is no longer a number: such a state must be neither logged nor saved."""
-    if not all(map(math.isfinite, losses)):
-        terms = ", ".join(f"{name} {v:g}" for name, v in zip(LOSSES, losses, strict=True))
-        raise _diverged(f"the loss is no longer a finite number ({terms})", step, epoch)
-
-
-def require_finite_weights(model: nn.Module, step: int, epoch: int) -> None:
-    """UserError if a weight is no longer a number, which a loss shows only one step later."""
-    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
-        raise _diverged("a weight is no longer a finite number", step, epoch)
-
-
-def _diverged(what: str, step: int, epoch: int) -> UserError:
-    return UserError(
-        f"step {step} (epoch {epoch}): {what}; nothing was saved since. Try a lower learning rate "
-        "(--set optim.lr=...) or a longer warm-up (--set schedule.warmup_epochs=...)"
-    )
 
 
 def train_line(record: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from triscale.checkpoint import require_unused
+from triscale.checkpoint import has_state, load_state, require_unused
 from triscale.config import apply_override, build, to_dict
 from triscale.data.open import describe, open_dataset
 from triscale.data.options import DataConfig
@@ -19,12 +19,21 @@ from triscale.evaluation import EvalConfig, Evaluation, choose_metric, evaluate
 from triscale.log import Narrator
 from triscale.pixels import InputConfig
 from triscale.predict import Detector, find_weights
-from triscale.recipe import Recipe, load_recipe
+from triscale.recipe import Recipe, load_recipe, make_recipe, require_unchanged
 from triscale.training import Result, train
 from triscale.weights.contents import require_size
 from triscale.weights.formats import read_weights
 from triscale.weights.start import start_from
 from triscale.weights.zoo import ZOO
+
+
+def start_or_resume(data: Path, recipe: str, *, out: Path, overrides: Sequence[str] = ()) -> Result:
+    """Start a run in `out`, or go on with the one there: for jobs that are restarted."""
+    if has_state(out):
+        # what a run began with is in its folder already
+        given = [text for text in overrides if text.partition("=")[0].strip() != "train.init"]
+        return resume_run(out, overrides=given)
+    return start_run(data, load_recipe(recipe, overrides=overrides), name=out.name, out=out)
 
 
 def start_run(data: Path, settings: Recipe, *, name: str, out: Path | None = None) -> Result:
@@ -39,12 +48,22 @@ def start_run(data: Path, settings: Recipe, *, name: str, out: Path | None = Non
 
 def resume_run(run: Path, *, overrides: Sequence[str] = ()) -> Result:
     """Go on with the run in a folder from its newest state."""
-    if not (run / "recipe.toml").is_file():
-        raise UserError(f"{run}: expected a run folder with recipe.toml")
     for assignment in overrides:
         if assignment.partition("=")[0].strip() == "train.init":
             raise UserError(f"--set {assignment}: a run that goes on has its weights")
-    return _run(load_recipe(run / "recipe.toml", overrides=overrides), run, resume=True)
+    path = run / "recipe.toml"
+    if path.is_file():
+        require_unchanged(path)
+        recipe = load_recipe(path, overrides=overrides)
+    elif has_state(run):  # whose recipe is the same
+        table = dict(load_state(run / "last")[0].values["recipe"])
+        recipe = make_recipe(table, overrides=overrides, source=f"{run / 'last'}: recipe")
+    else:
+        raise UserError(
+            f"{run}: expected a run folder with recipe.toml; "
+            f"start the run anew (triscale train DATA --out {run})"
+        )
+    return _run(recipe, run, resume=True)
 
 
 def evaluate_weights(

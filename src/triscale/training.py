@@ -7,8 +7,8 @@ loss, how far it goes by the schedule; the loop brings them together, logs, vali
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,47 +17,41 @@ from typing import NamedTuple
 import torch
 
 from triscale.anchors import Grid, make_grid
-from triscale.assign import assign, ignored
-from triscale.checkpoint import fingerprint, require_unused, save_state
-from triscale.config import to_dict
+from triscale.checkpoint import (
+    remove_states,
+    require_space,
+    require_unused,
+    save_state,
+    save_values,
+)
 from triscale.data.index import Index
 from triscale.data.loader import make_loader
 from triscale.data.open import Data
 from triscale.data.plan import Plan, PlanSampler, subset
-from triscale.decode import decode_boxes
 from triscale.distributed import (
     Processes,
+    add_up,
     choose_device,
     join_processes,
-    share_buffers,
-    sum_gradients,
-    sum_tensor,
+    share_tensors,
+    share_value,
     synchronise_batch_norm,
 )
+from triscale.epoch import finish_epoch, require_best, weights_to_come
 from triscale.errors import UserError
-from triscale.evaluation import Evaluation, choose_metric, evaluate
+from triscale.evaluation import Evaluation
 from triscale.files import locked, remove_leftovers, write_atomically
+from triscale.gradients import Gradients, Statistics
+from triscale.guard import LAG, DivergedError, Echo, judge, require_finite_weights, roll_back
 from triscale.interrupt import Interrupted, stop_requests
 from triscale.log import LOSSES, Meter, Narrator, RunLog
-from triscale.loss import LossConfig, yolo_loss
 from triscale.model.yolo import YOLOv3, build_model, same_network, skeleton
 from triscale.optim import SGD, parameter_groups, set_lr
-from triscale.pixels import InputConfig, network_input
-from triscale.progress import Progress, restore, snapshot
+from triscale.progress import Run, identify, lasting, restore, snapshot, start
 from triscale.recipe import Recipe, dump_recipe
-from triscale.reporting import (
-    eval_line,
-    require_finite_weights,
-    train_line,
-    train_record,
-    write_pictures,
-)
+from triscale.reporting import train_line, train_record
 from triscale.schedule import learning_rate
-from triscale.types import Batch, Losses
-from triscale.weights.contents import WeightsInfo
-from triscale.weights.native import save_weights
-
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from triscale.step import batch_losses, parts_of_share, try_largest
 
 
 class Result(NamedTuple):
@@ -83,224 +77,198 @@ def train(
     newest state in the folder. Raises UserError for what the user can mend, and Interrupted, after
     saving, when Ctrl-C, SIGTERM or SIGUSR1 asks it to stop.
     """
-    config = recipe.train
-    device = choose_device(config.device)
+    device = choose_device(recipe.train.device)
     with (
         join_processes(device) as processes,
         narrator or Narrator(enabled=processes.is_main) as narrator,
         stop_requests() as stop,
         ExitStack() as stack,
     ):
-        # --- what is trained on what ---
-        index = training_index(recipe, data)
-        plan = make_plan(recipe, index, processes)
         if not recipe.data.path:  # so that the run can be resumed from its folder alone
             path = str(data.root.absolute())
             recipe = replace(recipe, data=replace(recipe.data, path=path))
-        if model is None:
-            if config.init and not resume:
-                raise UserError("train.init: give its network as `model`, or use `triscale train`")
-            seeded = torch.Generator().manual_seed(config.seed)
-            model = build_model(recipe.model, len(data.classes), generator=seeded)
-        elif not same_network(model, skeleton(recipe.model, len(data.classes))):
-            raise UserError(
-                f"expected the network of the recipe's [model] with {len(data.classes)} classes, "
-                f"found another one with {model.num_classes}"
-            )
-        if config.syncbn and processes.world_size > 1:
+        index = training_index(recipe, data)
+        plan = make_plan(recipe, index, processes)
+        model = _network(recipe, data, model, resume=resume)
+        if recipe.train.syncbn and processes.world_size > 1:
             synchronise_batch_norm(model)
         model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         groups = parameter_groups(model, recipe.optim)
-        optimizer = SGD(groups, lr=recipe.optim.lr, momentum=recipe.optim.momentum)
-        scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        info = WeightsInfo(data.classes, recipe.model, config.size, recipe.input, to_dict(recipe))
-        metric = choose_metric(recipe.evaluate.metric, data.format)
-
-        # --- where it starts ---
-        identity = {
-            "data": fingerprint(index),
-            "batch_size": plan.batch_size,
-            "seed": plan.seed,
-            "input": to_dict(recipe.input),
-            "anchors": to_dict(recipe.model)["anchors"],
-        }
-        now = Progress(
-            plan.first_step(config.start_epoch),
-            torch.zeros(len(LOSSES), dtype=torch.float64, device=device),
+        everything = Run(
+            folder=run,
+            recipe=recipe,
+            data=data,
+            index=index,
+            identity=identify(recipe, index),
+            plan=plan,
+            model=model,
+            optimizer=SGD(groups, lr=recipe.optim.lr, momentum=recipe.optim.momentum),
+            scaler=torch.amp.GradScaler(device.type, enabled=recipe.train.precision == "fp16"),
+            device=device,
+            processes=processes,
+            narrator=narrator,
+            now=start(plan.first_step(recipe.train.start_epoch), device),
         )
+        _require_agreement(everything, resume=resume)
         if resume:
-            restore(run, identity, now, model, optimizer, scaler, narrator)
-        log = None
+            restore(everything)
+            narrator.say(f"resuming after step {everything.now.step}")
+        else:
+            share_tensors(model.state_dict().values(), processes)
         if processes.is_main:
             if not resume:
                 require_unused(run)
             run.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(run))
             remove_leftovers(run)
-            write_atomically(run / "recipe.toml", dump_recipe(recipe).encode())
-            log = RunLog(run / "log.jsonl", from_step=now.step)
+            remove_states(run / "last", everything.now.step, keep=recipe.checkpoint.keep)
+            _require_space(everything)
+            write_atomically(run / "recipe.toml", dump_recipe(lasting(recipe)).encode())
+        diverged_at = 0
+        while True:
+            try:
+                return _train(everything, stop)
+            except DivergedError as error:
+                roll_back(everything, error, diverged_at=diverged_at)
+                diverged_at = error.step
 
-        def save() -> None:
-            if processes.is_main:
-                state = snapshot(identity, now, model, optimizer, scaler)
-                save_state(run / "last", state, keep=recipe.checkpoint.keep)
 
-        if now.step >= plan.steps:
-            narrator.say(f"step {now.step} of {plan.steps}: nothing is left to do")
+def _train(run: Run, stop: Callable[[], bool]) -> Result:
+    """The loop, from where the run is to its end."""
+    recipe, config, plan, now = run.recipe, run.recipe.train, run.plan, run.now
+    model, device, processes, narrator = run.model, run.device, run.processes, run.narrator
+    log = None
+    if processes.is_main:
+        accept = recipe.checkpoint.accept_changes
+        log = RunLog(run.folder / "log.jsonl", mark=now.log, accept=accept)
+    gradients, statistics = Gradients(model, notes=len(LOSSES) + 2), Statistics(model)
+    echo, meter, last = Echo(lag=0 if device.type == "cpu" else LAG), Meter(), None
 
-        # --- the loop ---
-        batches = make_loader(
-            index,
-            PlanSampler(
-                plan,
-                start=now.step,
-                stop=plan.steps,
-                rank=processes.rank,
-                world_size=processes.world_size,
-            ),
-            config=recipe.augment,
-            workers=config.workers,
-            pin_memory=device.type == "cuda",
+    def going_on() -> None:
+        # Processes that validate don't talk to each other; together they stop after the next step.
+        if stop() and processes.world_size == 1:
+            raise _interrupted(run)
+
+    narrator.begin("training", plan.steps, done=now.step)
+    if now.pending is not None:
+        last = finish_epoch(run, log, on_batch=going_on)
+        if log:
+            now.log = log.flush()
+            save_values(run.folder / "last", snapshot(run))
+    if log:
+        require_best(run)
+    if now.step >= plan.steps:
+        narrator.say(f"step {now.step} of {plan.steps}: nothing is left to do")
+    else:
+        try_largest(run, gradients, statistics)
+
+    batches = make_loader(
+        run.index,
+        PlanSampler(
+            plan,
+            start=now.step,
+            stop=plan.steps,
+            rank=processes.rank,
+            world_size=processes.world_size,
+        ),
+        config=recipe.augment,
+        workers=config.workers,
+        pin_memory=device.type == "cuda",
+    )
+    grids: dict[tuple[int, int], Grid] = {}
+    # gluoncv: --num-samples shortens the schedule only; by default its epochs are the plan's.
+    scheduled = replace(plan, num_images=recipe.schedule.num_samples or plan.num_images)
+    one = torch.ones(1, device=device)
+    saved_at = time.monotonic()
+    model.train()
+    waiting_since = time.perf_counter()
+    for batch in batches:
+        waited = time.perf_counter() - waiting_since
+        epoch = plan.epoch_of(now.step)
+        rate = learning_rate(
+            now.step,
+            base_lr=recipe.optim.lr,
+            config=recipe.schedule,
+            epochs=config.epochs,
+            first_step=scheduled.first_step,
         )
-        grids: dict[tuple[int, int], Grid] = {}
-        train_input = replace(recipe.input, fit="stretch")  # of crops, not of whole pictures
-        # gluoncv: --num-samples shortens the schedule only; by default its epochs are the plan's.
-        scheduled = replace(plan, num_images=recipe.schedule.num_samples or plan.num_images)
-        meter, last, saved_at, shown = Meter(), None, time.monotonic(), math.nan
-        narrator.begin("training", plan.steps, done=now.step)
-        model.train()
-        waiting_since = time.perf_counter()
-        for batch in batches:
-            waited = time.perf_counter() - waiting_since
-            epoch = plan.epoch_of(now.step)
-            rate = learning_rate(
-                now.step,
-                base_lr=recipe.optim.lr,
-                config=recipe.schedule,
-                epochs=config.epochs,
-                first_step=scheduled.first_step,
-            )
-            set_lr(optimizer, rate)
-            size = batch.images.shape[1], batch.images.shape[2]
-            if size not in grids:
-                grids[size] = make_grid(model.anchors, size, device=device)
+        set_lr(run.optimizer, rate)
+        size = batch.images.shape[1], batch.images.shape[2]
+        if size not in grids:
+            grids[size] = make_grid(model.anchors, size, device=device)
+
+        # --- a step ---
+        gradients.clear()
+        statistics.keep()
+        terms, wishes = gradients.notes.split([len(LOSSES), 2])  # summed over the processes
+        for part in batch.split(parts_of_share(run)):
             losses = batch_losses(
-                model,
-                batch.to(device),
-                grids[size],
-                config=recipe.loss,
-                input_config=train_input,
-                precision=config.precision,
-                global_batch=plan.batch_size,
+                model, part.to(device), grids[size], recipe=recipe, global_batch=plan.batch_size
             )
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(losses.total).backward()
-            sum_gradients(model, processes)
-            scaler.step(optimizer)
-            scaler.update()
+            run.scaler.scale(losses.total).backward()
+            terms += torch.stack(losses).detach()
+        wishes[0].fill_(stop())
+        wishes[1].fill_(processes.is_main and _time_to_save(recipe, saved_at))
+        gradients.exchange(processes)
+        run.scaler.unscale_(run.optimizer)
+        ok = gradients.finite()
+        gradients.clear_unless(ok)
+        statistics.restore_unless(ok)
+        run.optimizer.step(ok=ok)
+        run.scaler.update()
+        # fp16 skips steps whose losses are good
+        now.sums += torch.where(terms.isfinite().all(), torch.cat([terms, one]), 0.0)
+        now.step += 1
 
-            now.losses += torch.stack(losses).detach()
-            now.step += 1
-            now.steps += 1
-            meter.add(images=plan.batch_size, data_seconds=waited)
-            if device.type == "cpu":  # elsewhere reading the loss would wait for the device
-                shown = now.losses.sum().item() / now.steps
-            speed = meter.images_per_second()
-            narrator.advance(f"loss {shown:.2f}, {speed:.1f} img/s", what=f"epoch {epoch}")
-
-            # --- what happens between steps ---
-            end_of_epoch = now.step == plan.first_step(epoch + 1)
-            in_epoch = now.step - plan.first_step(epoch)
-            if end_of_epoch or in_epoch % config.log_interval == 0:
-                sums = sum_tensor(now.losses, processes)
-                means = (sums / now.steps).tolist()  # waits for the device
-                record = train_record(means, now.step, epoch=epoch, rate=rate, meter=meter)
-                shown = record["loss"]
+        # --- what it says ---
+        meter.add(images=plan.batch_size, data_seconds=waited)
+        end_of_epoch = now.step == plan.first_step(epoch + 1)
+        saving = end_of_epoch or _step_to_save(recipe, now.step)
+        stopping = False
+        echo.send(now.step, gradients.notes, ok)
+        for report in echo.receive(everything=saving):
+            judge(run, report, log)
+            meter.see(report.terms)
+            stopping, saving = stopping or report.stop, saving or report.save
+        if stopping or saving:
+            for report in echo.receive(everything=True):
+                judge(run, report, log)
+            # where steps are being skipped is no place to go back to
+            saving = saving and (end_of_epoch or not now.skipped)
+        speed = meter.images_per_second()
+        narrator.advance(f"loss {meter.loss():.2f}, {speed:.1f} img/s", what=f"epoch {epoch}")
+        if end_of_epoch or (now.step - plan.first_step(epoch)) % config.log_interval == 0:
+            *sums, steps = now.sums.tolist()  # waits for the device
+            if steps:
+                record = train_record(
+                    [value / steps for value in sums], now.step, epoch=epoch, rate=rate, meter=meter
+                )
+                narrator.say(train_line(record))
                 if log:
                     log.write(record)
-                narrator.say(train_line(record))
-            if end_of_epoch:
-                require_finite_weights(model, now.step, epoch)
-                now.losses.zero_()
-                now.steps = 0
-                share_buffers(model, processes)
-                score = ""
-                if data.val and _due(epoch, config.val_interval, config.epochs):
-                    last = evaluate(
-                        model,
-                        data.val,
-                        size=config.size,
-                        metric=metric,
-                        config=recipe.evaluate,
-                        decode=recipe.decode,
-                        input_config=recipe.input,
-                        batch_size=max(1, plan.batch_size // processes.world_size),
-                        workers=config.workers,
-                        device=device,
-                        processes=processes,
-                    )
-                    score = f"_{last.mean:.4f}"
-                    narrator.say(eval_line(last, epoch))
-                    if log:
-                        log.write(
-                            {
-                                "kind": "eval",
-                                "epoch": epoch,
-                                "step": now.step,
-                                "metrics": last.metrics(),
-                            }
-                        )
-                        write_pictures(run / "predictions", data.val, last, config.pictures)
-                    if last.mean > now.best:
-                        now.best = last.mean
-                        now.best_lines += (f"{epoch:04d}:\t{last.mean:.4f}",)
-                        if processes.is_main:
-                            save_weights(run / "best.safetensors", model, info)
-                            lines = "".join(f"{line}\n" for line in now.best_lines)
-                            write_atomically(run / "best_map.log", lines.encode())
-                # A run always leaves weights behind, even if nothing could be measured.
-                unsaved = now.best < 0 and epoch == config.epochs - 1
-                if processes.is_main and (
-                    unsaved or _due(epoch, config.save_interval, config.epochs)
-                ):
-                    save_weights(run / f"epoch_{epoch:04d}{score}.safetensors", model, info)
-            stopping = stop()
-            if end_of_epoch or stopping or _save_due(recipe, now.step, saved_at):
-                if not end_of_epoch:  # else they were looked at above
-                    require_finite_weights(model, now.step, epoch)
-                save()
-                saved_at = time.monotonic()
-            if end_of_epoch:
-                meter.reset()
-            if stopping:
-                raise Interrupted(
-                    f"stopped after step {now.step}; go on with: triscale train --resume {run}"
-                )
-            waiting_since = time.perf_counter()
-        return Result(run, now.best, last)
 
-
-def batch_losses(
-    model: YOLOv3,
-    batch: Batch,
-    grid: Grid,
-    *,
-    config: LossConfig,
-    input_config: InputConfig,
-    precision: str,
-    global_batch: int,
-) -> Losses:
-    """The losses of a batch on its device: input, prediction, targets, loss."""
-    size = batch.images.shape[1], batch.images.shape[2]
-    images = network_input(batch, input_config)
-    dtype = _PRECISIONS[precision]
-    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-        predictions = model(images)
-    targets = assign(batch.boxes, batch.labels, batch.weights, grid, size=size)
-    with torch.no_grad():
-        decoded = decode_boxes(predictions, grid)
-    ignore = ignored(decoded, batch.boxes, batch.labels, threshold=config.ignore_iou)
-    return yolo_loss(predictions, targets, ignore, config, global_batch=global_batch)
+        # --- what happens between steps ---
+        if saving or stopping:
+            share_tensors(model.buffers(), processes)  # equal anyway with SyncBN
+            require_finite_weights(model, now.step)
+            if end_of_epoch:
+                now.sums.zero_()
+                now.pending = epoch
+            if log:
+                now.log = log.flush()
+                save_state(run.folder / "last", snapshot(run), keep=recipe.checkpoint.keep)
+            saved_at = time.monotonic()
+        if stopping:
+            add_up(one, processes)  # wait for the main one: a launcher ends all when one has ended
+            raise _interrupted(run)
+        if end_of_epoch:
+            last = finish_epoch(run, log, on_batch=going_on)
+            if log:
+                now.log = log.flush()
+                save_values(run.folder / "last", snapshot(run))
+            meter.reset()
+        waiting_since = time.perf_counter()
+    return Result(run.folder, now.best, last)
 
 
 def training_index(recipe: Recipe, data: Data) -> Index:
@@ -321,9 +289,9 @@ def make_plan(recipe: Recipe, index: Index, processes: Processes) -> Plan:
             f"train.batch_size: {config.batch_size} is more than the {len(index)} training "
             f"pictures; use --batch-size {len(index)} or less"
         )
-    if config.batch_size % processes.world_size:
+    if config.batch_size < processes.world_size:
         raise UserError(
-            f"train.batch_size: {config.batch_size} does not divide among "
+            f"train.batch_size: {config.batch_size} is less than one picture for each of "
             f"{processes.world_size} processes"
         )
     return Plan(
@@ -331,12 +299,50 @@ def make_plan(recipe: Recipe, index: Index, processes: Processes) -> Plan:
     )
 
 
-def _due(epoch: int, interval: int, epochs: int) -> bool:
-    """Whether something done every `interval` epochs is due; the last epoch always is."""
-    return interval > 0 and (epoch % interval == 0 or epoch == epochs - 1)
+def _network(recipe: Recipe, data: Data, model: YOLOv3 | None, *, resume: bool) -> YOLOv3:
+    """The network that was given, if it is the recipe's, or a new one."""
+    if model is None:
+        if recipe.train.init and not resume:
+            raise UserError("train.init: give its network as `model`, or use `triscale train`")
+        seeded = torch.Generator().manual_seed(recipe.train.seed)
+        return build_model(recipe.model, len(data.classes), generator=seeded)
+    if not same_network(model, skeleton(recipe.model, len(data.classes))):
+        raise UserError(
+            f"expected the network of the recipe's [model] with {len(data.classes)} classes, "
+            f"found another one with {model.num_classes}"
+        )
+    return model
 
 
-def _save_due(recipe: Recipe, step: int, saved_at: float) -> bool:
-    every = recipe.checkpoint
-    by_steps = every.every_steps > 0 and step % every.every_steps == 0
-    return by_steps or 0 < every.every_minutes * 60 <= time.monotonic() - saved_at
+def _require_agreement(run: Run, *, resume: bool) -> None:
+    """UserError in a process that isn't about to do what the main one does."""
+    mine = {"resume": resume, **run.identity}
+    theirs = share_value(mine, run.processes, device=run.device)
+    if theirs != mine:
+        raise UserError(
+            f"{run.folder}: process {run.processes.rank} finds another run folder or other data "
+            "than the main one; all must see the same folders and get the same words"
+        )
+
+
+def _require_space(run: Run) -> None:
+    """UserError if the disk has no room for what the run is going to write."""
+    weights = sum(tensor.nbytes for tensor in run.model.state_dict().values())
+    states = run.recipe.checkpoint.keep + 1  # the newest is written before the oldest goes
+    there = sum(file.stat().st_size for file in (run.folder / "last").glob("*.safetensors"))
+    require_space(run.folder, 2 * weights * states + weights * weights_to_come(run) - there)
+
+
+def _interrupted(run: Run) -> Interrupted:
+    return Interrupted(
+        f"stopped after step {run.now.step}; go on with: triscale train --resume {run.folder}"
+    )
+
+
+def _step_to_save(recipe: Recipe, step: int) -> bool:
+    every = recipe.checkpoint.every_steps
+    return every > 0 and step % every == 0
+
+
+def _time_to_save(recipe: Recipe, saved_at: float) -> bool:
+    return 0 < recipe.checkpoint.every_minutes * 60 <= time.monotonic() - saved_at

@@ -58,6 +58,11 @@ class Batch(NamedTuple):
         """The same batch on `device`; copies overlap with compute where memory is pinned."""
         return Batch(*(field.to(device, non_blocking=True) for field in self))
 
+    def split(self, parts: int) -> list[Batch]:
+        """The pictures in order in `parts` batches of nearly equal size, none of them empty."""
+        fields = [field.tensor_split(min(parts, len(self.labels))) for field in self]
+        return [Batch(*part) for part in zip(*fields, strict=True)]
+
 
 class Predictions(NamedTuple):
     """What the network says, as raw logits; t_x, t_y, t_w, t_h, t_o of YOLOv3, section 2.1."""

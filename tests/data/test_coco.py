@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import re
@@ -15,7 +16,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from triscale.data.coco import read_coco
+from triscale.data.build import finish
+from triscale.data.coco import read_coco, scan_coco
 from triscale.data.options import DataConfig
 from triscale.errors import DataError, UserError
 
@@ -86,7 +88,8 @@ def test_filters_of_training(tmp_path: Path) -> None:
 
 
 def test_the_area_defaults_to_that_of_the_box(tmp_path: Path) -> None:
-    path = make(tmp_path, [GOOD, {**GOOD, "area": math.nan}])
+    without = {key: value for key, value in GOOD.items() if key != "area"}
+    path = make(tmp_path, [GOOD | {"area": 200}, without])
     assert read_coco(path, tmp_path, DataConfig()).index.areas.tolist() == [200, 200]
 
 
@@ -102,6 +105,17 @@ def test_the_area_defaults_to_that_of_the_box(tmp_path: Path) -> None:
         ({**GOOD, "bbox": [1, 2, 3, 10**400]}, "expected four numbers"),
         ({**GOOD, "bbox": None}, "expected four numbers"),
         ({**GOOD, "area": "big"}, "area is 'big', expected a number"),
+        ({**GOOD, "image_id": 10**30}, "annotation 5: image_id 10000.* is not among"),
+        ({**GOOD, "image_id": True}, "annotation 5: image_id True is not among"),
+        ({**GOOD, "id": 10**30, "category_id": 4}, "annotation 2: category_id 4 is not among"),
+        ({**GOOD, "category_id": None, "bbox": 1}, "annotation 5: category_id None is not among"),
+        ({**GOOD, "bbox": {}}, "bbox is {}, expected four numbers"),
+        ({**GOOD, "bbox": json.loads("[" * 300 + "]" * 300)}, "bbox is .*, expected four numbers"),
+        ({**GOOD, "bbox": [1, 2, 1e308, 1e308]}, "outside the picture"),
+        ({**GOOD, "bbox": [1e308, 2, 1e308, 5]}, "outside the picture"),
+        ({**GOOD, "area": None}, "area is None, expected a number"),
+        ({**GOOD, "area": math.nan}, "area is nan, expected a number"),
+        ({**GOOD, "area": 1e300}, r"area is 1e\+300, expected a number"),
         ({**GOOD, "area": 0}, r"7\.png: annotation 5 \('car'\): area is 0"),
         ({**GOOD, "bbox": [1, 2, 0, 9], "area": 5}, "zero area: x=1 y=2 width=0 height=9"),
         ({**GOOD, "bbox": [1, 2, -3, -9]}, "zero area"),
@@ -129,7 +143,17 @@ def test_each_broken_annotation_is_an_error_or_one_skipped_line(
     ("image", "words", "kept"),
     [
         ({}, "image number 2: no whole number as 'id'", False),
+        ({"id": "9"}, "image number 2: no whole number as 'id'", False),
+        ({"id": 2**63}, "image number 2: 'id' has more than 64 bits", False),
         ({"id": 9}, "image 9: no text as 'file_name'", False),
+        ({"id": 9, "file_name": "./"}, "image 9: no text as 'file_name'", False),
+        ({"id": 9, "file_name": "\ud800.png"}, "image 9: no text as 'file_name'", False),
+        (
+            {"id": 9, "file_name": "a.png", "width": 40, "height": "3"},
+            "a.png: no picture size",
+            True,
+        ),
+        ({"id": 9, "file_name": "a.png", "width": math.nan, "height": 30}, "of nanx30", False),
         ({"id": 9, "file_name": "no.png"}, "no.png: can't be read", False),
         ({"id": 9, "file_name": "a.png"}, "a.png: no picture size", True),
         ({"id": 9, "file_name": "a.png", "width": 5, "height": 4}, "a picture of 5x4", False),
@@ -196,6 +220,55 @@ def test_a_fixed_list_of_classes_decides_the_numbers(tmp_path: Path) -> None:
     assert read.index.classes == ("person", "Car")
     assert read.index.labels.tolist() == [1]
     assert "annotation 5 ('toothbrush'): not one of the 2 classes" in read.skipped[0]
+
+
+@pytest.mark.parametrize(
+    "keys", list(itertools.permutations(["images", "annotations", "categories"]))
+)
+@pytest.mark.parametrize("chunk", [5, 1 << 20])
+def test_lists_in_any_order_and_problems_in_one(
+    tmp_path: Path, keys: tuple[str, ...], chunk: int
+) -> None:
+    annotations = [
+        {**GOOD, "id": 1, "bbox": 0, "image_id": 8},
+        {**GOOD, "id": 2, "category_id": 4},
+        {**GOOD, "id": 3},
+        5,
+        {**GOOD, "id": 5, "bbox": 0},
+        {**GOOD, "id": 6, "area": 0, "category_id": 90},
+        {**GOOD, "id": 7, "image_id": 2},
+        {**GOOD, "id": 8, "image_id": 9},
+        {**GOOD, "id": 9, "bbox": [0, 0, 9, 9]},
+    ]
+    path = make(tmp_path, annotations)
+    content = json.loads(path.read_text())
+    content["images"] += [{"id": 9, "file_name": "none.png"}, content["images"][1], {"id": 2}]
+    content["categories"] += [{"id": 3, "name": "cart"}, {"name": "x"}, content["categories"][0]]
+    path.write_text(json.dumps({key: content[key] for key in keys}))
+    scan = scan_coco(path, tmp_path, SKIP, evaluation=False, chunk=chunk)
+    assert [
+        line.removeprefix(f"{path}: ").removeprefix(f"{tmp_path}/") for line in scan.problems
+    ] == [
+        "category 3: two different entries have this id",
+        "category number 4: no whole number as 'id'",
+        "image 2: two different entries have this id",
+        "annotation 1: image_id 8 is not among the images",
+        "annotation 2: category_id 4 is not among the categories",
+        "annotation number 4: expected a JSON object",
+        "annotation 5: bbox is 0, expected four numbers",
+        "7.png: annotation 6 ('toothbrush'): area is 0",
+        "none.png: can't be read (No such file or directory)",
+    ]
+    (read,) = finish([scan], SKIP, classes=scan.names)
+    assert list(read.index.ids) == ["2", "7"]
+    assert read.index.offsets.tolist() == [0, 1, 3]
+    assert read.index.boxes[:, 0].tolist() == [1, 1, 0]
+    assert scan.seen is not None
+    assert [Path(p).name for p in scan.seen.paths] == ["2.png", "7.png", "none.png"]
+    assert scan.seen.states[:, 0].tolist() == [
+        *((tmp_path / name).stat().st_size for name in ("2.png", "7.png")),
+        -1,
+    ]
 
 
 @pytest.mark.golden

@@ -292,3 +292,51 @@ def test_real_data_names_the_two_broken_boxes(shared: Path) -> None:
     assert (len(index), index.classes) == (364, ("Platelets", "RBC", "WBC"))
     # The data set's own files, counted with grep: 4888 <object>.
     assert len(index.boxes) == 4888 - 2
+
+
+@pytest.mark.parametrize("name", ["JPEGImages", "Annotations", "ImageSets", "VOC"])
+def test_folders_that_are_links(tmp_path: Path, name: str) -> None:
+    """A link inside is followed; one that leads out is refused with one line, or allowed."""
+    root = make(tmp_path / "root" / "VOC2007", {"x": annotation(DOG)})
+    moved = root if name == "VOC" else root / name
+    for place, outside in ((tmp_path / "root" / "moved", False), (tmp_path / "moved", True)):
+        moved.rename(place)
+        moved.symlink_to(place)
+        if outside:
+            with pytest.raises(
+                UserError, match=r"lies outside of the data set .*data\.outside"
+            ) as e:
+                read_voc(tmp_path / "root", "2007_a", SKIP)
+            assert str(e.value).startswith(str(moved))
+        read = read_voc(tmp_path / "root", "2007_a", SKIP, outside=outside)
+        assert list(read.index.ids) == ["x"]
+        moved.unlink()
+        place.rename(moved)
+
+
+@pytest.mark.parametrize("name", ["JPEGImages/x.jpg", "Annotations/x.xml", "ImageSets/Main/a.txt"])
+def test_files_that_are_links(tmp_path: Path, name: str) -> None:
+    root = make(tmp_path / "root", {"x": annotation(DOG), "y": annotation(DOG)})
+    path = root / name
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "moved")
+    with pytest.raises(UserError, match="lies outside of the data set") as caught:
+        read_voc(root, "a", SKIP)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert list(read_voc(root, "a", SKIP, outside=True).index.ids) == ["x", "y"]
+
+
+@pytest.mark.parametrize("split", ["../../../a", "{tmp}/a"])
+def test_a_split_that_leads_out(tmp_path: Path, split: str) -> None:
+    root = make(tmp_path / "root", {"x": annotation(DOG)})
+    (tmp_path / "a.txt").write_text("x\n")
+    split = split.format(tmp=tmp_path)
+    with pytest.raises(UserError, match=r"a\.txt: lies outside of the data set"):
+        read_voc(root, split, SKIP)
+    assert len(read_voc(root, split, SKIP, outside=True).index) == 1
+
+
+def test_a_list_with_a_byte_order_mark(tmp_path: Path) -> None:
+    root = make(tmp_path, {"x": annotation(DOG)})
+    (root / "ImageSets/Main/a.txt").write_bytes(b"\xef\xbb\xbfx\r\n")
+    assert list(read_voc(root, "a", DataConfig()).index.ids) == ["x"]

@@ -209,3 +209,101 @@ def test_a_split_of_data_yaml_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("train: nowhere\nnames: [cat]")
     with pytest.raises(UserError, match="nowhere: neither a folder nor a list"):
         read_yolo(tmp_path, "train", DataConfig())
+
+
+ROW = "0 .5 .5 .5 .5"
+
+
+@pytest.mark.parametrize("row", ["../away/a.png", "{tmp}/away/a.png", "images/train/link.png"])
+def test_lists_and_links_that_lead_out(tmp_path: Path, row: str) -> None:
+    root = tmp_path / "root"
+    make(tmp_path / "away", {"a": ROW}, beside=True)
+    make(root / "images/train", {"b": ROW})
+    (root / "images/train/link.png").symlink_to(tmp_path / "away/a.png")
+    row = row.format(tmp=tmp_path)
+    (root / "list.txt").write_text(f"images/train/b.png\n{row}\n")
+    with pytest.raises(UserError, match=r"lies outside of the data set .*data\.outside=true") as e:
+        read_yolo(root, "list", SKIP)
+    assert str(e.value).startswith(f"{root / row}: ")
+    assert list(read_yolo(root, "list", SKIP, outside=True).index.ids) == ["b", Path(row).stem]
+    (root / "list.txt").write_text(f"../root/images/train/b.png\n{root}/images/train/b.png\n")
+    assert list(read_yolo(root, "list", SKIP).index.ids) == ["b", "b"]
+
+
+@pytest.mark.parametrize(
+    "name", ["labels/train/a.txt", "labels", "images", "list.txt", "obj.names"]
+)
+def test_parts_that_are_links(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "root"
+    make(root / "images/train", {"a": ROW, "b": ROW})
+    (root / "list.txt").write_text("images/train/a.png\nimages/train/b.png")
+    (root / "obj.names").write_text("cat")
+    path = root / name
+    for place, outside in ((root / "moved", False), (tmp_path / "moved", True)):
+        path.rename(place)
+        path.symlink_to(place)
+        for split in ["list"] if name == "list.txt" else ["train", "list"]:
+            if outside:
+                with pytest.raises(UserError, match="lies outside of the data set"):
+                    read_yolo(root, split, SKIP)
+            read = read_yolo(root, split, SKIP, outside=outside)
+            assert (len(read.index.boxes), read.skipped) == (2, ())
+        path.unlink()
+        place.rename(path)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    make(tmp_path / "images/train", {"a": ROW})
+    make(tmp_path / "images/more", {"b": ROW})
+    (tmp_path / "images/train/loop").symlink_to(tmp_path / "images/train")
+    (tmp_path / "images/train/more").symlink_to(tmp_path / "images/more")
+    (tmp_path / "labels/train/more").symlink_to(tmp_path / "labels/more")
+    read = read_yolo(tmp_path, "train", DataConfig())
+    assert list(read.index.ids) == ["a", "b"]
+    assert len(read.index.boxes) == 2
+    make(tmp_path / "away", {"c": ROW})
+    root = tmp_path / "images"
+    (root / "train/more").unlink()
+    (root / "train/more").symlink_to(tmp_path / "away")
+    with pytest.raises(UserError, match=r"train/more: lies outside of the data set"):
+        read_yolo(root, "train", SKIP)
+
+
+@pytest.mark.parametrize("place", [".", "/data"])
+def test_data_yaml_names_the_root(tmp_path: Path, place: str) -> None:
+    """`path:` may lead anywhere, but not out of there again."""
+    root = tmp_path / place.strip("/")
+    make(root / "images/train", {"a": ROW})
+    yaml = tmp_path / "yaml/data.yaml"
+    yaml.parent.mkdir()
+    yaml.write_text(f"path: {root}\ntrain: images/train\nval: {tmp_path}/away\n")
+    assert len(read_yolo(yaml, "train", SKIP).index.boxes) == 1
+    make(tmp_path / "away", {"b": ROW}, beside=True)
+    if place == ".":
+        assert len(read_yolo(yaml, "val", SKIP).index.boxes) == 1
+        return
+    with pytest.raises(UserError, match=r"away: lies outside of the data set"):
+        read_yolo(yaml, "val", SKIP)
+    assert len(read_yolo(yaml, "val", SKIP, outside=True).index.boxes) == 1
+
+
+def test_labels_and_pictures_that_lead_nowhere_are_missing_not_empty(tmp_path: Path) -> None:
+    """As a checkout of git-annex or DVC whose files were not fetched."""
+    make(tmp_path / "images/train", {"a": ROW, "b": ROW, "c": ROW})
+    for name in ("images/train/a.png", "labels/train/b.txt"):
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to("/no/where")
+    read = read_yolo(tmp_path, "train", SKIP)
+    assert list(read.index.ids) == ["c"]
+    assert [line.split(": ")[0] for line in read.skipped] == [
+        f"{tmp_path}/images/train/a.png",
+        f"{tmp_path}/labels/train/b.txt",
+    ]
+
+
+@pytest.mark.parametrize("number", ["1e300", "100000", "inf", "9" * 400])
+def test_class_numbers_have_an_end(tmp_path: Path, number: str) -> None:
+    make(tmp_path / "images/train", {"a": f"{number} .5 .5 .5 .5\n99999 .5 .5 .5 .5"})
+    read = read_yolo(tmp_path, "train", SKIP)
+    assert read.index.classes == ("99999",)
+    assert "expected a class number below 100,000" in read.skipped[0]

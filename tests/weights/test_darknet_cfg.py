@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz.watching import peak_memory
 from tests.weights.darknet_files import FULL, SPP, TINY
-from tests.weights.fuzzing import peak_memory
 from triscale.anchors import TINY_ANCHORS, YOLO3_ANCHORS
 from triscale.errors import UserError
 from triscale.model.yolo import ModelConfig

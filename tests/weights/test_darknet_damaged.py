@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz.watching import peak_memory
 from tests.weights.darknet_files import (
     HEADER,
     TINY,
@@ -20,7 +21,6 @@ from tests.weights.darknet_files import (
     tiny_file,
     write_floats,
 )
-from tests.weights.fuzzing import peak_memory
 from triscale.errors import UserError
 from triscale.model.yolo import ModelConfig
 from triscale.weights.contents import Weights

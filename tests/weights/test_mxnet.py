@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.weights.fuzzing import peak_memory
+from tests.fuzz.watching import peak_memory
 from triscale.errors import UserError
 from triscale.weights.mxnet import read_ndarrays, write_ndarrays
 

@@ -16,7 +16,13 @@ from triscale.model.yolo import ModelConfig, YOLOv3, build_model
 from triscale.pixels import InputConfig
 from triscale.weights.contents import Weights, WeightsInfo
 from triscale.weights.formats import load_weights, writer_of
-from triscale.weights.native import load_state, save_tensors, save_weights
+from triscale.weights.native import (
+    is_whole,
+    load_state,
+    read_native,
+    save_tensors,
+    save_weights,
+)
 
 CONFIG = ModelConfig(backbone="mobilenet0.1", init="kaiming", objectness_prior=0.01)
 INPUT = InputConfig(normalise="unit", fit="letterbox")
@@ -62,6 +68,7 @@ def test_the_file_is_plain_safetensors(model: YOLOv3, weights: Path) -> None:
         "size",
         "input",
         "recipe",
+        "sha256",
     }
 
 
@@ -147,7 +154,7 @@ def test_foreign(tmp_path: Path) -> None:
         ("model", "[]", "the header is damaged"),
         ("model", '{"backbone": "mobilenet999"}', "unknown network 'mobilenet999'"),
         ("model", '{"backbone": "mobilenet0.1", "anchors": [[[1e999, 1]]]}', "sides above 0"),
-        ("model", f'{{"anchors": [[[{"9" * 400}, 1]]]}}', "the header is damaged"),
+        ("model", f'{{"anchors": [[[{"9" * 400}, 1]]]}}', "expected a number of at most 64 bits"),
         ("size", "0", "expected a size from 32 to 8192 pixels, found 0"),
         ("size", "96.5", "expected a size from 32 to 8192 pixels, found 96.5"),
         ("size", "100000", "expected a size from 32 to 8192 pixels, found 100000"),
@@ -247,3 +254,25 @@ def test_what_was_loaded_can_be_saved(name: str, model: YOLOv3, tmp_path: Path) 
     again = load_weights(tmp_path / "b.safetensors")[0].state_dict()
     assert all(torch.equal(again[k], t) for k, t in loaded.state_dict().items())
     assert again.keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("place", [0.3, 0.999])
+def test_a_flipped_bit_is_noticed(place: float, weights: Path) -> None:
+    """Half a per mille of a weight is as good a number as the right one."""
+    assert is_whole(weights)
+    content = bytearray(weights.read_bytes())
+    content[int(place * len(content))] ^= 1
+    weights.write_bytes(content)
+    assert not is_whole(weights)
+    with pytest.raises(UserError, match=r"damaged \(the SHA-256 of its tensors isn't"):
+        read_native(weights)
+
+
+def test_what_is_no_whole_file(model: YOLOv3, weights: Path) -> None:
+    assert not is_whole(weights.with_name("none"))
+    cut = weights.with_name("cut.safetensors")
+    cut.write_bytes(weights.read_bytes()[:-1])
+    assert not is_whole(cut)
+    plain = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(plain, cut)  # another program's: it states no sum
+    assert not is_whole(cut)

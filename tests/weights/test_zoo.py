@@ -44,27 +44,6 @@ def test_the_table_is_the_published_one(shared: Path) -> None:
     assert published["repo"] == zoo.REPOSITORY
 
 
-@pytest.mark.parametrize(
-    ("variables", "folder"),
-    [
-        ({}, "/home/me/.cache/triscale"),
-        ({"XDG_CACHE_HOME": ""}, "/home/me/.cache/triscale"),
-        ({"XDG_CACHE_HOME": "relative"}, "/home/me/.cache/triscale"),
-        ({"XDG_CACHE_HOME": "/x"}, "/x/triscale"),
-        ({"XDG_CACHE_HOME": "/x", "TRISCALE_CACHE": ""}, "/x/triscale"),
-        ({"XDG_CACHE_HOME": "/x", "TRISCALE_CACHE": "/y"}, "/y"),
-    ],
-)
-def test_cache_folder(
-    variables: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("XDG_CACHE_HOME", "TRISCALE_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in ({"HOME": "/home/me"} | variables).items():
-        monkeypatch.setenv(name, value)
-    assert zoo.cache_folder() == Path(folder)
-
-
 def test_download(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Into the cache, which is made; with what a bar needs; named to the server."""
     monkeypatch.setenv("TRISCALE_CACHE", str(tmp_path / "a" / "b"))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import cv2
@@ -20,13 +19,16 @@ from torch.utils.data import DataLoader, Dataset
 from triscale.data.augment import AugmentConfig, mix, train_transform, val_transform
 from triscale.data.index import Index
 from triscale.data.pictures import read_picture
+from triscale.data.watch import TICK, Places, end, next_batch, no_alarm, start_worker
 from triscale.errors import UserError
 from triscale.pixels import Fit
 from triscale.types import Batch, Draw, Sample
 
 
-def load(index: Index, image: int) -> Sample:
-    """An image of the index as it is on disk, with its labels."""
+def load(index: Index, image: int, *, places: Places | None = None) -> Sample:
+    """An image of the index as it is on disk, with its labels; `places` learns of it first."""
+    if places:
+        places.enter(image)
     path = Path(index.paths[image])
     pixels = read_picture(path)
     height, width = index.sizes[image].tolist()
@@ -48,13 +50,20 @@ def load(index: Index, image: int) -> Sample:
     )
 
 
-def read(index: Index, draw: Draw, config: AugmentConfig, *, fit: Fit = "stretch") -> Sample:
+def read(
+    index: Index,
+    draw: Draw,
+    config: AugmentConfig,
+    *,
+    fit: Fit = "stretch",
+    places: Places | None = None,
+) -> Sample:
     """The sample that a draw describes: a pure function of its arguments and the files."""
-    sample = load(index, draw.index)
+    sample = load(index, draw.index, places=places)
     if not draw.augment:
         return val_transform(sample, draw.size, fit=fit)
     if draw.partner is not None:
-        other = load(index, draw.partner)
+        other = load(index, draw.partner, places=places)
         sample = sample._replace(
             image=mix(sample.image, other.image, draw.ratio),
             boxes=np.concatenate([sample.boxes, other.boxes]),
@@ -100,18 +109,35 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class DrawDataset(Dataset[Sample | UserError]):
-    """Samples by draw. A picture that can't be read is returned as an error, not raised: an
+    """Samples by draw. A picture that can't be used is returned as an error, not raised: an
     exception that crosses from a worker arrives wrapped in its traceback."""
 
-    def __init__(self, index: Index, config: AugmentConfig, fit: Fit = "stretch") -> None:
+    def __init__(
+        self,
+        index: Index,
+        config: AugmentConfig,
+        fit: Fit = "stretch",
+        places: Places | None = None,
+    ) -> None:
         self._index, self._config = index, config
         self._fit: Fit = fit
+        self._places = places or Places(index, 0)
 
     def __getitem__(self, draw: Draw) -> Sample | UserError:
         try:
-            return read(self._index, draw, self._config, fit=self._fit)
+            return read(self._index, draw, self._config, fit=self._fit, places=self._places)
         except UserError as error:
             return error
+        except MemoryError:
+            return UserError(f"{self._places.here()}: memory ran out; try fewer --workers")
+        except (OSError, cv2.error) as error:
+            reason = " ".join(str(error).split())
+            return UserError(f"{self._places.here()}: can't be used ({reason})")
+        except Exception as error:  # a bug: it keeps its traceback
+            error.add_note(f"while reading {self._places.here()}")
+            raise
+        finally:
+            self._places.leave()
 
 
 def make_loader(
@@ -122,43 +148,47 @@ def make_loader(
     workers: int,
     fit: Fit = "stretch",
     pin_memory: bool = False,
+    timeout: float = 600,
 ) -> Iterator[Batch]:
     """The batches of `batches`, in order, read ahead by `workers` processes (0: by this one).
 
     `fit` is for the draws without augmentation.
-    Raises UserError, naming the file, when a picture can't be read.
+    Raises UserError, naming the file, when a picture can't be read; when a worker died at it; and
+    when the workers stood still for `timeout` seconds (0: never), because a disk doesn't answer.
+    It is raised when a batch is asked for, not in between. Without workers nothing watches.
     """
+    places = Places(index, workers)
     with warnings.catch_warnings():
         # torch advises against more workers than cores; how many there are is the user's word.
         warnings.filterwarnings("ignore", "This DataLoader will create")
         loader: DataLoader[Batch | UserError] = DataLoader(
-            DrawDataset(index, config, fit),  # type: ignore[arg-type]  # torch: batches are samples
+            DrawDataset(index, config, fit, places),  # type: ignore[arg-type]  # torch: batches are samples
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=_collate_or_error,
-            worker_init_fn=_start_worker if workers else None,
+            worker_init_fn=start_worker if workers else None,
             pin_memory=pin_memory,
+            timeout=min(TICK, timeout or TICK) if workers else 0,
             # its own: the global one would otherwise be drawn from for the workers' base seed
             generator=torch.Generator(),
         )
-    stream = None
-    try:
-        with warnings.catch_warnings():  # it says so again when the workers start
-            warnings.filterwarnings("ignore", "This DataLoader will create")
-            stream = iter(loader)
-        for batch in stream:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            f"a data loading process died ({str(error).splitlines()[0]}); the usual reason is too "
-            "little memory: try fewer --workers"
-        ) from error
-    finally:
-        stream = None  # ends the workers now, not when the error that holds this frame is gone
+    stream, crew = None, list[BaseProcess]()
+    others = multiprocessing.active_children()
+    with ExitStack() as stack:
+        try:
+            with warnings.catch_warnings():  # it says so again when the workers start
+                warnings.filterwarnings("ignore", "This DataLoader will create")
+                stream = iter(loader)
+            crew += [child for child in multiprocessing.active_children() if child not in others]
+            pinning = [t for t in threading.enumerate() if "_pin_memory_loop" in t.name]
+            stack.enter_context(no_alarm(crew))
+            while batch := next_batch(stream, crew, places, pinning=pinning, timeout=timeout):
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        finally:
+            stream = None  # ends the workers now, not when an error that holds this frame is gone
+            end(crew)
 
 
 def _collate_or_error(samples: list[Sample | UserError]) -> Batch | UserError:
@@ -167,23 +197,10 @@ def _collate_or_error(samples: list[Sample | UserError]) -> Batch | UserError:
         if isinstance(sample, UserError):
             return sample
         good.append(sample)
-    return collate(good)
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)  # one thread per worker: the processes already share the cores
-    # Ctrl-C, and the signals that a scheduler sends to a whole job, are the parent's to handle.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if sys.platform == "linux":  # elsewhere nothing tells who sent a signal: torch's handler stays
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, daemon=True).start()
-
-
-def _obey_parent() -> None:
-    """End when the parent says so: it does at its exit, if an error still holds the loader."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-        pass
-    os._exit(0)
+    try:
+        return collate(good)
+    except MemoryError:
+        return UserError(
+            f"memory ran out for a batch of {len(good)} pictures; try a smaller --batch-size or "
+            "fewer --workers"
+        )

@@ -14,21 +14,28 @@ that says what can't be found by looking:
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from triscale.config import build, read_toml
-from triscale.data.build import Scan, finish
+from triscale.config import build, read_toml, to_dict
+from triscale.data.build import Read, Scan, finish
+from triscale.data.cache import cached
 from triscale.data.classes import require_names
 from triscale.data.coco import scan_coco
 from triscale.data.index import Index
 from triscale.data.options import DataConfig
+from triscale.data.root import DataRoot
 from triscale.data.voc import scan_voc, voc_classes, voc_splits
 from triscale.data.yolo import YoloSource, positions, scan_yolo, yolo_source, yolo_splits
 from triscale.errors import UserError
+
+# Options that decide what is opened only through paths and classes, or not at all.
+_NO_MATTER = ("path", "train", "val", "classes", "cache", "num_samples")
 
 
 class Data(NamedTuple):
@@ -72,38 +79,57 @@ def open_dataset(
     if path.suffix.lower() == ".toml":
         file = build(DataFile, read_toml(path), where=str(path))
         root = path.parent / file.root
-    format = file.format or _find_format(root)
+    format = file.format or _find_format(root, config)
     fixed = classes or config.classes or file.classes
-    yolo = yolo_source(root) if format == "yolo" else None
+    yolo = yolo_source(root, outside=config.outside) if format == "yolo" else None
     defaults = _defaults(format, root, yolo)
     wanted = {
         "train": config.train or file.train or defaults[0],
         "val": config.val or file.val or defaults[1],
     }
-    scans: list[Scan] = []
     for role in splits:
-        name = wanted[role]
-        if not name:
+        if not wanted[role]:
             raise UserError(f"{root}: no {role} split found; name one with --set data.{role}=...")
-        if format == "voc":
-            scans.append(scan_voc(root, name))
-        elif yolo:
-            scans.append(scan_yolo(yolo, name, names=yolo.names or positions(fixed)))
-        else:
-            given = file.train_images if role == "train" else file.val_images
-            images = root / given if given else None
-            scans.append(_scan_coco(root, name, images, config, evaluation=role == "val"))
-    chosen = require_names(fixed or _classes(format, scans), source=str(path))
-    reads = dict(zip(splits, finish(scans, config, classes=chosen), strict=True))
-    if not chosen:
-        raise UserError(f"{path}: no object in it, and so no class; name them in data.classes")
+    places: dict[str, tuple[Path, Path]] = {}
+    if format == "coco":
+        given = {"train": file.train_images, "val": file.val_images}
+        places = {role: _find_coco(root, wanted[role], given[role]) for role in splits}
+
+    def make() -> list[Read]:
+        scans: list[Scan] = []
+        for role in splits:
+            if format == "voc":
+                scans.append(scan_voc(root, wanted[role], outside=config.outside))
+            elif yolo:
+                names = yolo.names or positions(fixed)
+                scans.append(scan_yolo(yolo, wanted[role], names=names, outside=config.outside))
+            else:
+                inside = DataRoot(root, outside=config.outside)
+                scans.append(
+                    scan_coco(*places[role], config, evaluation=role == "val", root=inside)
+                )
+        chosen = require_names(fixed or _classes(format, scans), source=str(path))
+        reads = finish(scans, config, classes=chosen, source=str(path))
+        if not chosen:
+            raise UserError(f"{path}: no object in it, and so no class; name them in data.classes")
+        return reads
+
+    if places and config.cache:
+        opened = cached(
+            [annotations for annotations, _ in places.values()],
+            make,
+            facts=_facts(root, places, fixed, config),
+        )
+    else:
+        opened = make()
+    indices = {role: split.index for role, split in zip(splits, opened, strict=True)}
     return Data(
         format,
         root,
-        chosen,
-        reads["train"].index if "train" in reads else None,
-        reads["val"].index if "val" in reads else None,
-        tuple(line for read in reads.values() for line in read.skipped),
+        opened[0].index.classes,
+        indices.get("train"),
+        indices.get("val"),
+        tuple(line for split in opened for line in split.skipped),
     )
 
 
@@ -128,10 +154,11 @@ def describe(data: Data) -> list[str]:
     return lines
 
 
-def _find_format(root: Path) -> str:
-    if root.is_file() and root.suffix.lower() in (".yaml", ".yml"):
+def _find_format(root: Path, config: DataConfig) -> str:
+    # os.path: is_file() and is_dir() raise for what can be no name
+    if os.path.isfile(root) and root.suffix.lower() in (".yaml", ".yml"):
         return "yolo"
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder, .toml or .yaml file")
     if voc_splits(root):
         return "voc"
@@ -139,7 +166,7 @@ def _find_format(root: Path) -> str:
         return "yolo"
     if _coco_files(root):
         return "coco"
-    if yolo_splits(yolo_source(root)):
+    if yolo_splits(yolo_source(root, outside=config.outside)):
         return "yolo"
     found = sorted(entry.name for entry in root.iterdir())
     more = f" and {len(found) - 8} more" if len(found) > 8 else ""
@@ -169,20 +196,39 @@ def _coco_files(root: Path) -> list[Path]:
     return sorted(folder.glob("instances_*.json")) or sorted(folder.glob("*.json"))
 
 
-def _scan_coco(
-    root: Path, name: str, images: Path | None, config: DataConfig, *, evaluation: bool
-) -> Scan:
+def _find_coco(root: Path, name: str, images: str) -> tuple[Path, Path]:
+    """The annotation file of a split and the folder of its pictures."""
     folder = root / "annotations"
     places = (folder / f"instances_{name}.json", folder / f"{name}.json", root / name)
-    annotations = next((place for place in places if place.is_file()), None)
+    annotations = next((place for place in places if place.exists()), None)
     if annotations is None:
         known = ", ".join(file.stem for file in _coco_files(root)) or "no files"
         raise UserError(f"{folder}: no annotation file for split '{name}'; found {known}")
-    if images is None:
-        stem = annotations.stem.removeprefix("instances_")
-        options = (root / stem, root / "images" / stem, root / "images")
-        images = next((option for option in options if option.is_dir()), root)
-    return scan_coco(annotations, images, config, evaluation=evaluation)
+    if images:
+        return annotations, root / images
+    stem = annotations.stem.removeprefix("instances_")
+    options = (root / stem, root / "images" / stem, root / "images")
+    return annotations, next((option for option in options if option.is_dir()), root)
+
+
+def _facts(
+    root: Path,
+    places: Mapping[str, tuple[Path, Path]],
+    fixed: Sequence[str],
+    config: DataConfig,
+) -> object:
+    """All that decides what opening a COCO set gives, except the files' content."""
+    options = {key: value for key, value in to_dict(config).items() if key not in _NO_MATTER}
+    # A path as it was given stands in messages and, if it is relative, in the index.
+    paths = [root, *(path for pair in places.values() for path in pair)]
+    return [list(places), [[str(p), _real(p)] for p in paths], list(fixed), options]
+
+
+def _real(path: Path) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # no path at all, as reading the pictures will say
+        return ""
 
 
 def _classes(format: str, scans: list[Scan]) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ class DataConfig:
     train: str = ""  # split(s) to train on, joined by '+'; empty: found by looking
     val: str = ""  # split(s) to validate on
     classes: tuple[str, ...] = ()  # empty: from the data
+    cache: bool = True  # COCO: keep a large set, once opened, in ~/.cache/triscale/index
+    outside: bool = False  # links and lists may lead out of the data set
     num_samples: int = 0  # train on the first N images of the seeded order; 0: all
     skip_bad: bool = False  # skip (and list) broken labels and pictures instead of refusing
     inclusive_boxes: bool = False  # the reference's convention: x2, y2 are the last pixel

@@ -10,10 +10,12 @@ formats are rare in detection data; Pillow reads their headers.
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,18 +24,30 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from triscale.data.root import DataRoot
 from triscale.errors import UserError
+from triscale.files import open_regular, read_regular
 
 # The limit at which Pillow, too, speaks of a decompression bomb: 0.5 GiB of RGB.
 MAX_PIXELS = 178_956_970
+MAX_PICTURE_BYTES = 1 << 30
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
+# What Pillow raises for damaged headers of BMP, WebP and TIFF, and our own.
+_HEADER_ERRORS = (
+    *(OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError),
+    *(struct.error, SyntaxError, EOFError, Image.DecompressionBombError),
+)
 _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 0x0112
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # these three are tables
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
+# Far above what occurs: a header may not take seconds to walk.
+_MAX_SEGMENTS, _MAX_STRAY_BYTES, _MAX_CHUNKS = 2_000, 4_096, 1_000_000
+# Bytes of a value of each type of TIFF 6.0, section 2; 8 for what came later.
+_TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 
 
 def is_picture(path: Path) -> bool:
@@ -43,10 +57,7 @@ def is_picture(path: Path) -> bool:
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
     """The picture as (H, W, 3) RGB, turned upright; UserError if it can't be decoded whole."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror})") from error
+    data = read_regular(path, limit=MAX_PICTURE_BYTES)
     stream = io.BytesIO(data)
     size = _size(stream, path)  # leaves a JPEG's stream where the scan starts
     if data.startswith(_JPEG) and data.find(b"\xff\xd9", stream.tell()) < 0:
@@ -70,20 +81,30 @@ def picture_size(path: Path) -> tuple[int, int]:
     return size
 
 
-def picture_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | UserError]:
-    """`picture_size` of many files; what is wrong with a file stands in its place."""
+def picture_sizes(
+    paths: Sequence[Path], root: DataRoot | None = None
+) -> list[tuple[int, int] | UserError]:
+    """`picture_size` of many files; what is wrong with a file stands in its place.
+
+    Raises UserError for a picture that lies outside of `root`.
+    """
     blocks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
     # Threads hide the latency of network disks. Warning filters belong to the process, so what the
-    # threads do to them in `_other_header` is undone out here.
+    # threads do to them in `_other_header` is undone out here, and what one of them restores
+    # while another one is at work must be silence.
     with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
-        return [size for block in pool.map(_sizes, blocks) for size in block]
+        warnings.simplefilter("ignore")
+        parts = pool.map(_sizes, blocks, repeat(root))
+        return [size for part in parts for size in part]
 
 
-def _sizes(paths: Sequence[Path]) -> list[tuple[int, int] | UserError]:
+def _sizes(paths: Sequence[Path], root: DataRoot | None) -> list[tuple[int, int] | UserError]:
     sizes: list[tuple[int, int] | UserError] = []
     for path in paths:
+        if root:
+            root.require(path)
         try:
-            with path.open("rb") as stream:
+            with open_regular(path, limit=MAX_PICTURE_BYTES) as stream:
                 sizes.append(_size(stream, path))
         except OSError as error:
             sizes.append(UserError(f"{path}: can't be read ({error.strerror})"))
@@ -107,7 +128,7 @@ def _size(stream: BinaryIO, path: Path) -> tuple[int, int]:
             height, width, orientation = _other_header(stream)
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not a picture: no JPEG, PNG, BMP, WebP or TIFF file") from error
-    except (OSError, ValueError, struct.error, SyntaxError, Image.DecompressionBombError) as error:
+    except _HEADER_ERRORS as error:
         raise UserError(f"{path}: not a picture that can be read ({error})") from error
     if not 0 < height * width <= MAX_PIXELS:
         raise UserError(
@@ -121,7 +142,10 @@ def _jpeg_header(stream: BinaryIO) -> tuple[int, int, int]:
     """(height, width, orientation); leaves the stream at the start-of-scan marker's payload."""
     height = width = orientation = 0
     stream.seek(2)
-    while (marker := _next_marker(stream)) != _START_OF_SCAN:
+    for _ in range(_MAX_SEGMENTS):
+        marker = _next_marker(stream)
+        if marker == _START_OF_SCAN:
+            return height, width, orientation
         if marker == _END_OF_IMAGE:
             raise ValueError("JPEG without a picture in it")
         if marker in _STANDALONE:
@@ -133,17 +157,20 @@ def _jpeg_header(stream: BinaryIO) -> tuple[int, int, int]:
         elif marker == _APP1 and not orientation:
             orientation = _jpeg_orientation(stream.read(length - 2) if length > 2 else b"")
         stream.seek(end)
-    return height, width, orientation
+    raise ValueError(f"JPEG with more than {_MAX_SEGMENTS:,} segments in its header")
 
 
 def _next_marker(stream: BinaryIO) -> int:
     """The code of the next marker; bytes that don't belong are passed over, as libjpeg does."""
     previous = 0
-    while byte := stream.read(1):
+    for _ in range(_MAX_STRAY_BYTES):
+        byte = stream.read(1)
+        if not byte:
+            raise ValueError("JPEG cut short in its header")
         if previous == 0xFF and byte[0] not in (0, 0xFF):
             return byte[0]
         previous = byte[0]
-    raise ValueError("JPEG cut short in its header")
+    raise ValueError(f"JPEG with {_MAX_STRAY_BYTES:,} bytes between the segments of its header")
 
 
 def _jpeg_orientation(payload: bytes) -> int:
@@ -154,12 +181,14 @@ def _png_header(stream: BinaryIO) -> tuple[int, int, int]:
     """(height, width, orientation); goes to the end because EXIF may stand after the pixels."""
     height = width = orientation = 0
     stream.seek(len(_PNG))
-    while True:
+    for number in range(_MAX_CHUNKS):
         head = stream.read(8)
         if len(head) < 8:
             raise ValueError("PNG cut short (no IEND)")
         length, kind = struct.unpack(">I4s", head)
         end = stream.tell() + length + 4  # 4: the checksum
+        if (kind == b"IHDR") != (number == 0):  # decoders take the first one
+            raise ValueError("PNG whose IHDR is not the first chunk and the only one")
         if kind == b"IHDR":
             width, height = struct.unpack(">II", stream.read(8))
         elif kind == b"eXIf":
@@ -167,6 +196,7 @@ def _png_header(stream: BinaryIO) -> tuple[int, int, int]:
         elif kind == b"IEND":
             return height, width, orientation
         stream.seek(end)
+    raise ValueError(f"PNG with more than {_MAX_CHUNKS:,} chunks")
 
 
 def _orientation(tiff: bytes) -> int:
@@ -186,6 +216,7 @@ def _orientation(tiff: bytes) -> int:
 
 
 def _other_header(stream: BinaryIO) -> tuple[int, int, int]:
+    _require_plain_tiff(stream)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # huge pictures (checked by the caller), odd EXIF
         with Image.open(stream, formats=("BMP", "WEBP", "TIFF")) as image:
@@ -193,3 +224,22 @@ def _other_header(stream: BinaryIO) -> tuple[int, int, int]:
             # Pillow turns a TIFF's size by itself.
             orientation = 0 if image.format == "TIFF" else image.getexif().get(_EXIF_ORIENTATION, 0)
             return height, width, orientation
+
+
+def _require_plain_tiff(stream: BinaryIO) -> None:
+    """ValueError for a TIFF whose tags say to be longer than the file: libtiff loads them all, so
+    thousands that name the same bytes fill the memory."""
+    head = stream.read(8)
+    order = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "", b"MM\0+": ""}.get(head[:4])
+    if order == "":
+        raise ValueError("BigTIFF")
+    if order:
+        (start,) = struct.unpack(order + "4xI", head)
+        stream.seek(start)
+        (count,) = struct.unpack(order + "H", stream.read(2))
+        entries = stream.read(12 * count)
+        tags = struct.iter_unpack(order + "2xHI4x", entries[: len(entries) // 12 * 12])
+        claimed = sum(number * _TIFF_BYTES.get(kind, 8) for kind, number in tags)
+        if claimed > stream.seek(0, os.SEEK_END):
+            raise ValueError("TIFF whose tags are longer than the file")
+    stream.seek(0)

@@ -105,10 +105,9 @@ class PlanSampler(Sampler[list[Draw]]):
     def __init__(
         self, plan: Plan, *, start: int, stop: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        assert plan.batch_size % world_size == 0
         self._plan, self._steps = plan, range(start, stop)
-        share = plan.batch_size // world_size
-        self._share = slice(rank * share, (rank + 1) * share)
+        first, end = (plan.batch_size * r // world_size for r in (rank, rank + 1))
+        self._share = slice(first, end)
 
     def __len__(self) -> int:
         return len(self._steps)

@@ -19,21 +19,39 @@ from xml.parsers import expat
 import numpy as np
 from numpy.typing import NDArray
 
+from triscale.config import shown
 from triscale.data.build import Convention, Found, Picture, Read, Scan, finish, size_problem
 from triscale.data.classes import VOC_CLASSES
 from triscale.data.options import DataConfig
-from triscale.data.pictures import PICTURE_SUFFIXES, picture_sizes
+from triscale.data.pictures import (
+    PICTURE_SUFFIXES,
+    picture_sizes,
+)
+from triscale.data.root import DataRoot
 from triscale.errors import UserError
+from triscale.files import read_lines, read_regular
 
 MAX_XML_BYTES = 10_000_000
+_MAX_XML_TAGS = 1_500_000  # a parsed tag takes a hundred bytes and more
+_MAX_LIST_BYTES = 1 << 30
+_MAX_NAME = 200  # characters of a class name
 _KEYS = ("xmin", "ymin", "xmax", "ymax")
+# What expat knows by itself, and tables of 256 characters. Python's other codecs may warn.
+_ENCODING = re.compile(
+    r"utf-?8|utf-?16(le|be)?|(us-)?ascii|iso-?8859-?\d+|latin-?1|(windows-|cp)125\d|koi8-[ru]", re.I
+)
 
 
 def read_voc(
-    root: Path, splits: str, config: DataConfig, *, classes: tuple[str, ...] | None = None
+    root: Path,
+    splits: str,
+    config: DataConfig,
+    *,
+    classes: tuple[str, ...] | None = None,
+    outside: bool = False,
 ) -> Read:
     """The pictures of `splits`; `classes` None: the official 20, or else the names in the data."""
-    scan = scan_voc(root, splits)
+    scan = scan_voc(root, splits, outside=outside)
     return finish([scan], config, classes=classes or voc_classes(scan.names))[0]
 
 
@@ -65,21 +83,22 @@ def voc_splits(root: Path) -> tuple[str, str] | None:
     return _pair(named("trainval"), test) or ("+".join(named("train")), "+".join(named("val")))
 
 
-def scan_voc(root: Path, splits: str) -> Scan:
-    """Everything that the splits hold, classes by name."""
+def scan_voc(root: Path, splits: str, *, outside: bool = False) -> Scan:
+    """Everything that the splits hold, classes by name; `outside`: links may leave `root`."""
+    holder = DataRoot(root, outside=outside)
     pictures: list[Picture] = []
     problems: list[str] = []
     for split in splits.split("+"):
         folder, list_name = _locate(root, split.strip())
-        _scan_list(folder, list_name, pictures, problems)
+        _scan_list(folder, list_name, holder, pictures, problems)
     names = dict.fromkeys(found.name for picture in pictures for found in picture.objects)
     return Scan(splits, _VOC, pictures, problems, tuple(names))
 
 
 def _to_xyxy(written: NDArray[np.float64], sizes: NDArray[np.int32]) -> NDArray[np.float64]:
     # Pixels are counted from 1: the first one's left edge is 0, and the last one's right edge is
-    # its own number.
-    return written - (1, 1, 0, 0)
+    # its own number. What is absurdly far outside stays there without an overflow.
+    return np.clip(written, -1e9, 1e9) - (1, 1, 0, 0)
 
 
 # A VOC box of one pixel (xmin = xmax) doesn't occur: it is a slip of the mouse.
@@ -108,18 +127,27 @@ def _locate(root: Path, split: str) -> tuple[Path, str]:
     return root / f"VOC{match[1]}", match[2]
 
 
-def _scan_list(folder: Path, split: str, pictures: list[Picture], problems: list[str]) -> None:
+def _scan_list(
+    folder: Path, split: str, root: DataRoot, pictures: list[Picture], problems: list[str]
+) -> None:
+    for needed in (folder / "JPEGImages", folder / "Annotations", _list_path(folder, split)):
+        root.require(needed)
     files = _picture_files(folder / "JPEGImages")
     names = _read_list(folder, split, files)
     absent = [f"{folder}/JPEGImages/{n}.jpg: no such picture" for n in names if n not in files]
     problems.extend(absent)
     names = [name for name in names if name in files]
-    for name, size in zip(names, picture_sizes([files[n] for n in names]), strict=True):
+    for name, size in zip(names, picture_sizes([files[n] for n in names], root), strict=True):
         if isinstance(size, UserError):
             problems.append(str(size))
             continue
         source = folder / "Annotations" / f"{name}.xml"
-        labels = _read_xml(source)
+        root.require(source)
+        try:
+            labels = _read_xml(read_regular(source, limit=MAX_XML_BYTES))
+        except UserError as error:
+            problems.append(str(error))
+            continue
         problems.extend(f"{source}: {line}" for line in labels.problems)
         if labels.usable:
             line = size_problem(labels.size, size)
@@ -129,11 +157,15 @@ def _scan_list(folder: Path, split: str, pictures: list[Picture], problems: list
                 pictures.append(Picture(str(files[name]), name, size, str(source), labels.objects))
 
 
+def _list_path(folder: Path, split: str) -> Path:
+    return folder / "ImageSets" / "Main" / f"{split}.txt"
+
+
 def _read_list(folder: Path, split: str, files: Mapping[str, Path]) -> list[str]:
-    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    path = _list_path(folder, split)
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_lines(path, limit=_MAX_LIST_BYTES)]
+    except UserError as error:
         known = ", ".join(_lists(folder)) or "none"
         raise UserError(
             f"{path}: can't read this list of pictures; lists there: {known}"
@@ -169,18 +201,14 @@ class _Labels(NamedTuple):
     usable: bool = True
 
 
-def _read_xml(path: Path) -> _Labels:
+def _read_xml(data: bytes) -> _Labels:
     try:
-        if path.stat().st_size > MAX_XML_BYTES:
-            return _Labels(None, [], [f"larger than {MAX_XML_BYTES:,} bytes"], usable=False)
-        root = _parse(path.read_bytes())
-    except OSError as error:
-        return _Labels(None, [], [f"can't be read ({error.strerror})"], usable=False)
-    # ValueError and LookupError: an encoding that expat doesn't know.
+        root = _parse(data)
+    # ValueError and LookupError: an encoding that Python doesn't know.
     except (expat.ExpatError, ValueError, LookupError) as error:
         return _Labels(None, [], [f"not an XML file that can be read ({error})"], usable=False)
     if root.tag != "annotation":
-        return _Labels(None, [], [f"expected <annotation>, found <{root.tag}>"], usable=False)
+        return _Labels(None, [], [f"expected <annotation>, found <{root.tag:.80}>"], usable=False)
     objects: list[Found] = []
     problems: list[str] = []
     # Only children, never descendants: a person's <part>s have names and boxes of their own.
@@ -194,15 +222,23 @@ def _read_xml(path: Path) -> _Labels:
 
 
 def _parse(data: bytes) -> ElementTree.Element:
+    if data.count(b"<") > _MAX_XML_TAGS:
+        raise ValueError(f"more than {_MAX_XML_TAGS:,} tags")
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()
     parser.buffer_text = True
+    parser.XmlDeclHandler = _check_encoding
     parser.StartDoctypeDeclHandler = _refuse_doctype
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     parser.Parse(data, True)
     return builder.close()
+
+
+def _check_encoding(version: str, encoding: str | None, standalone: int) -> None:
+    if encoding and not _ENCODING.fullmatch(encoding):
+        raise ValueError(f"its encoding is '{encoding:.40}'; save it as UTF-8")
 
 
 def _refuse_doctype(*declaration: object) -> None:
@@ -213,6 +249,8 @@ def _read_object(element: ElementTree.Element, number: int) -> Found | str:
     """The object, or what is wrong with it."""
     name = (element.findtext("name") or "").strip()
     box = element.find("bndbox")
+    if len(name) > _MAX_NAME or not name.isprintable():
+        return f"object {number}: its name is {shown(name)}, expected a short printable text"
     if not name or box is None:
         return f"object {number} ('{name}'): no {'bndbox' if name else 'name'}"
     values: list[float] = []
@@ -221,7 +259,7 @@ def _read_object(element: ElementTree.Element, number: int) -> Found | str:
         try:
             values.append(float(text))
         except ValueError:
-            return f"object {number} ('{name}'): {key} is '{text}', expected a number"
+            return f"object {number} ('{name}'): {key} is {shown(text)}, expected a number"
     try:
         difficult = int(element.findtext("difficult", "0"))
     except ValueError:

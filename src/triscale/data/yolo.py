@@ -11,6 +11,7 @@ val test names nc` are read (a `download` command certainly isn't).
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +19,22 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from triscale.config import shown
 from triscale.data.build import Convention, Found, Picture, Read, Scan, finish
 from triscale.data.classes import require_names
 from triscale.data.options import DataConfig
-from triscale.data.pictures import is_picture, picture_sizes
+from triscale.data.pictures import (
+    PICTURE_SUFFIXES,
+    picture_sizes,
+)
+from triscale.data.root import DataRoot
 from triscale.errors import UserError
+from triscale.files import read_lines, read_regular
 
+_MAX_YAML_BYTES = 1 << 18  # Open Images' 600 names take 10 kB; PyYAML takes seconds for this
+_MAX_LABEL_BYTES = 10_000_000
+_MAX_LIST_BYTES = 1 << 30
+_MAX_CLASSES = 100_000  # where the numbers are all that there is
 _SPLIT_WORDS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 
 
@@ -33,14 +44,21 @@ class YoloSource(NamedTuple):
     root: Path
     names: tuple[str, ...]  # empty: the classes have numbers only
     splits: dict[str, tuple[str, ...]]  # data.yaml: folders or list files of each split
+    home: Path  # the folder of data.yaml, else root
 
 
 def read_yolo(
-    root: Path, split: str, config: DataConfig, *, classes: tuple[str, ...] | None = None
+    root: Path,
+    split: str,
+    config: DataConfig,
+    *,
+    classes: tuple[str, ...] | None = None,
+    outside: bool = False,
 ) -> Read:
     """The pictures of a split of a folder or data.yaml; `classes` None: as the data names them."""
-    source = yolo_source(root)
-    scan = scan_yolo(source, split, names=source.names or positions(classes or ()))
+    source = yolo_source(root, outside=outside)
+    names = source.names or positions(classes or ())
+    scan = scan_yolo(source, split, names=names, outside=outside)
     return finish([scan], config, classes=classes or scan.names)[0]
 
 
@@ -49,18 +67,20 @@ def positions(classes: tuple[str, ...]) -> tuple[str, ...]:
     return () if all(name.isdecimal() for name in classes) else classes
 
 
-def yolo_source(root: Path) -> YoloSource:
+def yolo_source(root: Path, *, outside: bool = False) -> YoloSource:
     """What a data.yaml (or a folder that may hold one) says about a data set."""
-    path = root if root.is_file() else root / "data.yaml"
-    if path.is_file():
-        return _read_yaml(path)
-    for name in ("classes.txt", "obj.names"):
+    if os.path.isfile(root):
+        return _read_yaml(root)
+    for name in ("data.yaml", "classes.txt", "obj.names"):
         file = root / name
-        if file.is_file():
-            rows = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        if os.path.lexists(file):
+            DataRoot(root, outside=outside).require(file)
+            if name == "data.yaml":
+                return _read_yaml(file)
+            rows = read_lines(file, limit=_MAX_YAML_BYTES)
             names = [row.strip() for row in rows if row.strip()]
-            return YoloSource(root, require_names(names, source=str(file)), {})
-    return YoloSource(root, (), {})
+            return YoloSource(root, require_names(names, source=str(file)), {}, root)
+    return YoloSource(root, (), {}, root)
 
 
 def yolo_splits(source: YoloSource) -> tuple[str, str] | None:
@@ -72,19 +92,33 @@ def yolo_splits(source: YoloSource) -> tuple[str, str] | None:
     return (found["train"], found["val"]) if any(found.values()) else None
 
 
-def scan_yolo(source: YoloSource, split: str, *, names: tuple[str, ...]) -> Scan:
-    """Everything that the split holds, classes by name; without `names` by number."""
-    paths = [path for part in split.split("+") for path in _picture_paths(source, part.strip())]
+def scan_yolo(
+    source: YoloSource, split: str, *, names: tuple[str, ...], outside: bool = False
+) -> Scan:
+    """Everything that the split holds, classes by name; without `names` by number.
+
+    `outside`: list files and links may lead out of the folder of the data set.
+    """
+    root = DataRoot(source.home, outside=outside)
+    if not root.holds(source.root):  # data.yaml's `path` names another folder
+        root = DataRoot(source.root, outside=outside)
+    parts = [part.strip() for part in split.split("+")]
+    paths = [path for part in parts for path in _picture_paths(source, part, root)]
     pictures: list[Picture] = []
     problems: list[str] = []
     num_files = 0
-    for path, size in zip(paths, picture_sizes(paths), strict=True):
+    for path, size in zip(paths, picture_sizes(paths, root), strict=True):
         if isinstance(size, UserError):
             problems.append(str(size))
             continue
         labels = _label_path(path)
-        num_files += labels.is_file()
-        objects = _read_rows(labels, names, problems) if labels.is_file() else []
+        # A link that leads nowhere isn't the same as no file: its labels are missing.
+        if os.path.lexists(labels):
+            root.require(labels)
+            num_files += 1
+            objects = _read_rows(labels, names, problems)
+        else:
+            objects = []
         if objects is not None:
             pictures.append(Picture(str(path), path.stem, size, str(labels), objects))
     if pictures and not num_files:  # a wrong folder looks like a set of empty pictures
@@ -99,6 +133,7 @@ def scan_yolo(source: YoloSource, split: str, *, names: tuple[str, ...]) -> Scan
 
 
 def _to_xyxy(written: NDArray[np.float64], sizes: NDArray[np.int32]) -> NDArray[np.float64]:
+    written = np.clip(written, -1e9, 1e9)  # absurd numbers stay outside, without an overflow
     centre, half = written[:, :2], written[:, 2:] / 2
     return np.concatenate([centre - half, centre + half], axis=1) * sizes[:, [1, 0, 1, 0]]
 
@@ -106,43 +141,62 @@ def _to_xyxy(written: NDArray[np.float64], sizes: NDArray[np.int32]) -> NDArray[
 _YOLO = Convention("line", ("cx", "cy", "w", "h"), _to_xyxy)
 
 
+class _Loader(yaml.SafeLoader):
+    """Without aliases: a few lines of them are billions of values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read")
+        return super().compose_node(parent, index)
+
+
 def _read_yaml(path: Path) -> YoloSource:
+    data = read_regular(path, limit=_MAX_YAML_BYTES)
     try:
-        content = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        content = yaml.load(data, _Loader)
+    # PyYAML's constructors let through what int(), date() and so on say to absurd values.
+    except (
+        *(yaml.YAMLError, RecursionError, ValueError),
+        *(LookupError, TypeError, AttributeError, ArithmeticError),
+    ) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys train, val, names; found none")
     folder = content.get("path") or "."
     if not isinstance(folder, str):
-        raise UserError(f"{path}: 'path' is {folder!r}, expected a folder")
+        raise UserError(f"{path}: 'path' is {shown(folder)}, expected a folder")
     splits: dict[str, tuple[str, ...]] = {}
     for key in ("train", "val", "test"):
         value = content.get(key) or []
         places = value if isinstance(value, list) else [value]
         if not all(isinstance(place, str) for place in places):
-            raise UserError(f"{path}: '{key}' is {value!r}, expected folders or list files")
+            raise UserError(f"{path}: '{key}' is {shown(value)}, expected folders or list files")
         if places:
             splits[key] = tuple(places)
-    return YoloSource(path.parent / folder, _class_names(content, path), splits)
+    return YoloSource(path.parent / folder, _class_names(content, path), splits, path.parent)
 
 
 def _class_names(content: dict[Any, Any], path: Path) -> tuple[str, ...]:
     names, count = content.get("names"), content.get("nc")
+    if count is not None and (type(count) is not int or not 0 <= count <= _MAX_CLASSES):
+        limit = f"{_MAX_CLASSES:,}"
+        raise UserError(f"{path}: nc is {shown(count)}, expected a number of classes up to {limit}")
     if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        if not all(type(key) is int for key in names) or set(names) != set(range(len(names))):
             raise UserError(f"{path}: the numbers in 'names' are not 0 to {len(names) - 1}")
         names = [names[number] for number in range(len(names))]
     if names is None:
-        names = list(range(count)) if isinstance(count, int) else []
+        names = list(range(count or 0))
     # YAML reads an unquoted yes, no, on, off as true or false.
-    if not isinstance(names, list) or any(type(name) not in (str, int) for name in names):
-        raise UserError(f"{path}: 'names' is {names!r}, expected texts (quote words like no)")
+    if not isinstance(names, list) or not all(_is_name(name) for name in names):
+        raise UserError(f"{path}: 'names' is {shown(names)}, expected texts (quote words like no)")
     if count is not None and names and count != len(names):
-        raise UserError(f"{path}: nc is {count!r}, but there are {len(names)} names")
+        raise UserError(f"{path}: nc is {count}, but there are {len(names)} names")
     return require_names([str(name) for name in names], source=str(path))
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) or (type(name) is int and name.bit_length() <= 64)
 
 
 def _places(source: YoloSource, split: str) -> list[Path]:
@@ -151,31 +205,58 @@ def _places(source: YoloSource, split: str) -> list[Path]:
     if split in source.splits:
         return [_existing(root, place) or root / place for place in source.splits[split]]
     layouts = (f"images/{split}", f"{split}/images", f"{split}.txt", split)
-    found = [root / place for place in layouts if (root / place).exists()]
+    found = [root / place for place in layouts if os.path.exists(root / place)]
     return found[:1]
 
 
 def _existing(root: Path, place: str) -> Path | None:
     # Roboflow's exports say ../train/images where train/images beside the file is meant.
     candidates = (root / place, root / place.removeprefix("../"))
-    return next((path for path in candidates if path.exists()), None)
+    return next((path for path in candidates if os.path.exists(path)), None)
 
 
-def _picture_paths(source: YoloSource, split: str) -> list[Path]:
+def _picture_paths(source: YoloSource, split: str, root: DataRoot) -> list[Path]:
     places = _places(source, split)
     if not places:
-        raise UserError(f"{source.root}: no split '{split}' (no such key, folder or list file)")
-    return [path for place in places for path in _pictures_at(place)]
+        raise UserError(
+            f"{source.root}: no split {shown(split)} (no such key, folder or list file)"
+        )
+    return [path for place in places for path in _pictures_at(place, root)]
 
 
-def _pictures_at(place: Path) -> list[Path]:
-    if place.is_dir():
-        return sorted(path for path in place.rglob("*") if is_picture(path))
+def _pictures_at(place: Path, root: DataRoot) -> list[Path]:
+    root.require(place)
+    if os.path.isdir(place):
+        return _pictures_below(place, root)
     try:
-        rows = [row.strip() for row in place.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{place}: neither a folder nor a list of pictures") from error
+        rows = [row.strip() for row in read_lines(place, limit=_MAX_LIST_BYTES)]
+    except UserError as error:
+        raise UserError(f"{place}: neither a folder nor a list of pictures ({error})") from error
     return [place.parent / row for row in rows if row]
+
+
+def _pictures_below(folder: Path, root: DataRoot) -> list[Path]:
+    """Everything below `folder` that is named like a picture, sorted.
+
+    Links to folders are followed; a folder that several of them lead to is read once.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in folders:
+            root.require(Path(place, name))
+        found += [Path(place, f) for f in files if Path(f).suffix.lower() in PICTURE_SUFFIXES]
+    return sorted(found)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise UserError(f"{error.filename}: can't be read ({error.strerror})") from error
 
 
 def _label_path(picture: Path) -> Path:
@@ -191,9 +272,9 @@ def _label_path(picture: Path) -> Path:
 def _read_rows(path: Path, names: tuple[str, ...], problems: list[str]) -> list[Found] | None:
     """The objects of a label file; None if it can't be read."""
     try:
-        rows = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        problems.append(f"{path}: not a text file that can be read")
+        rows = read_lines(path, limit=_MAX_LABEL_BYTES)
+    except UserError as error:
+        problems.append(str(error))
         return None
     objects: list[Found] = []
     for number, row in enumerate(rows, 1):
@@ -211,11 +292,15 @@ def _read_row(row: str, number: int, names: tuple[str, ...]) -> Found | str:
     try:
         label, *values = [float(word) for word in row.split()]
     except ValueError:
-        return f"'{row.strip()[:80]}' is not a row of numbers"
+        return f"{shown(row.strip())} is not a row of numbers"
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         return f"{len(values) + 1} values, expected class cx cy w h, or a class and a polygon"
-    if not label.is_integer() or label < 0 or (names and label >= len(names)):
-        known = f"a class from 0 to {len(names) - 1}" if names else "a class number"
+    if not label.is_integer() or not 0 <= label < (len(names) or _MAX_CLASSES):
+        known = (
+            f"a class from 0 to {len(names) - 1}"
+            if names
+            else f"a class number below {_MAX_CLASSES:,}"
+        )
         return f"class {label:g}, expected {known}"
     name = names[int(label)] if names else str(int(label))
     if len(values) == 4:

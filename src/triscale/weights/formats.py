@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triscale.errors import UserError
-from triscale.files import locked, remove_leftovers
+from triscale.files import cache_folder, locked, remove_leftovers
 from triscale.model.yolo import YOLOv3, skeleton
 from triscale.pixels import Fit
 from triscale.weights import gluoncv, zoo
@@ -144,5 +144,5 @@ def cached(name: str) -> Path | None:
     """The file that `fetch` left for a name; None if there is none."""
     if name not in zoo.ZOO:
         return None
-    path = zoo.cache_folder() / f"{zoo.stem_of(name)}.safetensors"
+    path = cache_folder() / f"{zoo.stem_of(name)}.safetensors"
     return path if path.is_file() else None

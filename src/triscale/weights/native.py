@@ -6,7 +6,9 @@ file alone is enough to evaluate or to predict. No pickle is involved, in readin
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -57,6 +59,8 @@ def read_native(path: Path) -> Weights:
             f"{path}: expected a weights file of triscale ({_FORMAT}), "
             f"found format {header.get('format', 'not stated')}"
         )
+    if header.get("sha256", found := _data_sha256(path)) != found:
+        raise UserError(f"{path}: damaged (the SHA-256 of its tensors isn't the one it states)")
     try:
         info = WeightsInfo(
             classes=require_names(json.loads(header["classes"]), source=f"{path}: classes"),
@@ -106,7 +110,10 @@ def load_state(model: YOLOv3, tensors: Mapping[str, Tensor], *, source: str) -> 
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
-    """Write named tensors and a header of texts to a safetensors file, atomically."""
+    """Write named tensors and a header of texts to a safetensors file, atomically.
+
+    The header gets the SHA-256 of the tensors, as `sha256`.
+    """
     # channels-last weights are stored in the usual order; detached copies share no memory
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # not save_file: its files are readable by their owner only, and its errors are not OSErrors
@@ -114,7 +121,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, st
     length = 8 + int.from_bytes(data[:8], "little")
     # The library writes the texts in an order that changes; equal content shall be equal bytes.
     described = json.loads(bytes(data[8:length]))
-    described["__metadata__"] = header
+    described["__metadata__"] = {**header, "sha256": hashlib.sha256(data[length:]).hexdigest()}
     text = json.dumps(described, separators=(",", ":"), sort_keys=True).encode()
     text += b" " * (-len(text) % 8)  # the format wants tensors aligned
 
@@ -124,6 +131,21 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, st
             file.write(data[length:])
 
     replace_atomically(path, write)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is one that `save_tensors` wrote, bit for bit."""
+    try:
+        return read_tensors(path)[1].get("sha256") == _data_sha256(path)
+    except (UserError, OSError):
+        return False
+
+
+def _data_sha256(path: Path) -> str:
+    """The SHA-256 of what follows the header of a safetensors file."""
+    with path.open("rb") as file:
+        file.seek(int.from_bytes(file.read(8), "little"), os.SEEK_CUR)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 from triscale import __version__
 from triscale.config import nearest
 from triscale.errors import UserError
-from triscale.files import ZIP_ERRORS, locked, replace_atomically
+from triscale.files import ZIP_ERRORS, cache_folder, locked, replace_atomically
 
 if TYPE_CHECKING:
     from triscale.log import Narrator
@@ -53,19 +52,6 @@ MEGABYTE = 1e6  # unit of the progress bar
 
 class _BrokenError(Exception):
     """A transfer that failed on the way; another attempt may complete it."""
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: $TRISCALE_CACHE, $XDG_CACHE_HOME/triscale or ~/.cache/triscale."""
-    if own := os.environ.get("TRISCALE_CACHE"):
-        return Path(own).expanduser()
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if base.is_absolute():  # the specification of these folders ignores any other
-        return base / "triscale"
-    try:
-        return Path.home() / ".cache" / "triscale"
-    except RuntimeError as error:
-        raise UserError("no home folder to keep downloads in; set TRISCALE_CACHE") from error
 
 
 def download(

@@ -1,0 +1,102 @@
+"""What follows an epoch: validation, the best weights, the weights that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from triscale.config import to_dict
+from triscale.errors import UserError
+from triscale.evaluation import Evaluation, choose_metric, evaluate
+from triscale.files import write_atomically
+from triscale.log import RunLog
+from triscale.progress import Run
+from triscale.reporting import eval_line, write_pictures
+from triscale.weights.contents import WeightsInfo
+from triscale.weights.native import is_whole, save_weights
+
+
+def finish_epoch(
+    run: Run, log: RunLog | None, *, on_batch: Callable[[], None]
+) -> Evaluation | None:
+    """Do what is due after the epoch `run.now.pending`, and mark it as done.
+
+    Done twice, because a process died in between, it leaves the same files as done once.
+    """
+    now, config, data = run.now, run.recipe.train, run.data
+    epoch = now.pending
+    assert epoch is not None
+    info = WeightsInfo(
+        data.classes, run.recipe.model, config.size, run.recipe.input, to_dict(run.recipe)
+    )
+    found, score = None, ""
+    if data.val and _due(epoch, config.val_interval, config.epochs):
+        found = evaluate(
+            run.model,
+            data.val,
+            size=config.size,
+            metric=choose_metric(run.recipe.evaluate.metric, data.format),
+            config=run.recipe.evaluate,
+            decode=run.recipe.decode,
+            input_config=run.recipe.input,
+            batch_size=max(1, run.plan.batch_size // run.processes.world_size),
+            workers=config.workers,
+            device=run.device,
+            processes=run.processes,
+            on_batch=on_batch,
+        )
+        score = f"_{found.mean:.4f}"
+        run.narrator.say(eval_line(found, epoch))
+        if log:
+            log.write(
+                {"kind": "eval", "epoch": epoch, "step": now.step, "metrics": found.metrics()}
+            )
+            write_pictures(run.folder / "predictions", data.val, found, config.pictures)
+        if found.mean > now.best:
+            now.best = found.mean
+            now.best_lines += (f"{epoch:04d}:\t{found.mean:.4f}",)
+            if log:
+                save_weights(run.folder / "best.safetensors", run.model, info)
+                _write_best_lines(run)
+    # A run always leaves weights behind, even if nothing could be measured.
+    unsaved = now.best < 0 and epoch == config.epochs - 1
+    if log and (unsaved or _due(epoch, config.save_interval, config.epochs)):
+        save_weights(run.folder / f"epoch_{epoch:04d}{score}.safetensors", run.model, info)
+    now.pending = None
+    return found
+
+
+def require_best(run: Run) -> None:
+    """UserError if the best weights so far are damaged or gone; best_map.log is made to be whole.
+
+    They may be those of a validation that comes again.
+    """
+    now, best = run.now, run.folder / "best.safetensors"
+    if not now.best_lines:
+        return
+    if not is_whole(best):
+        if not run.recipe.checkpoint.accept_changes:
+            raise UserError(
+                f"{best}: damaged or gone; put it back, or go on without it with "
+                "--set checkpoint.accept_changes=true: the best is then counted anew"
+            )
+        run.narrator.say(f"warning: {best}: damaged or gone; the best is counted anew")
+        now.best, now.best_lines = -1.0, ()
+        return
+    _write_best_lines(run)
+
+
+def _write_best_lines(run: Run) -> None:
+    lines = "".join(f"{line}\n" for line in run.now.best_lines)
+    write_atomically(run.folder / "best_map.log", lines.encode())
+
+
+def weights_to_come(run: Run) -> int:
+    """How many files of weights the run still writes, the best ones included."""
+    config = run.recipe.train
+    epochs = range(run.plan.epoch_of(run.now.step), config.epochs)
+    return 2 + sum(_due(epoch, config.save_interval, config.epochs) for epoch in epochs)
+
+
+def _due(epoch: int, interval: int, epochs: int) -> bool:
+    """Whether something done every `interval` epochs is due; the last epoch always is."""
+    return interval > 0 and (epoch % interval == 0 or epoch == epochs - 1)

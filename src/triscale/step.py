@@ -1,0 +1,100 @@
+"""One step's work on a batch: the losses, and the largest batch as a rehearsal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from triscale.anchors import Grid, make_grid
+from triscale.assign import assign, ignored
+from triscale.decode import decode_boxes
+from triscale.errors import OutOfMemoryError, ran_out_of_memory
+from triscale.gradients import Gradients, Statistics
+from triscale.loss import yolo_loss
+from triscale.model.yolo import YOLOv3
+from triscale.pixels import network_input
+from triscale.progress import Run
+from triscale.recipe import Recipe
+from triscale.types import Batch, Losses
+
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def batch_losses(
+    model: YOLOv3, batch: Batch, grid: Grid, *, recipe: Recipe, global_batch: int
+) -> Losses:
+    """The losses of a batch on its device: input, prediction, targets, loss.
+
+    They are divided by `global_batch`, the number of pictures of the whole step.
+    """
+    size = batch.images.shape[1], batch.images.shape[2]
+    # crops are stretched, whatever happens to whole pictures
+    images = network_input(batch, replace(recipe.input, fit="stretch"))
+    dtype = _PRECISIONS[recipe.train.precision]
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        predictions = model(images)
+    targets = assign(batch.boxes, batch.labels, batch.weights, grid, size=size)
+    with torch.no_grad():
+        decoded = decode_boxes(predictions, grid)
+    ignore = ignored(decoded, batch.boxes, batch.labels, threshold=recipe.loss.ignore_iou)
+    return yolo_loss(predictions, targets, ignore, recipe.loss, global_batch=global_batch)
+
+
+def parts_of_share(run: Run) -> int:
+    """In how many parts each process's share of a batch goes through the network.
+
+    As many in all of them, however small a share is: synchronised batch norms meet in each part.
+    """
+    smallest = run.plan.batch_size // run.processes.world_size
+    return min(run.recipe.train.accumulate, smallest)
+
+
+def try_largest(run: Run, gradients: Gradients, statistics: Statistics) -> None:
+    """With random shapes, a forward and a backward pass at the largest, that leave no trace.
+
+    Raises OutOfMemoryError, with advice: in the first seconds, not when that shape is drawn.
+    """
+    augment, config = run.recipe.augment, run.recipe.train
+    if not augment.random_shape:
+        return
+    side = range(augment.shape_min, augment.shape_max + 1, augment.shape_step)[-1]
+    share = -(-run.plan.batch_size // run.processes.world_size)
+    pictures = -(-share // parts_of_share(run))
+    objects = int(np.diff(run.index.offsets).max()) * (1 + augment.mixup)
+    statistics.keep()
+    try:
+        batch = _blank(pictures, side, objects).to(run.device)
+        grid = make_grid(run.model.anchors, (side, side), device=run.device)
+        losses = batch_losses(
+            run.model, batch, grid, recipe=run.recipe, global_batch=run.plan.batch_size
+        )
+        losses.total.backward()
+        for param in run.model.parameters():
+            run.optimizer.velocity(param)  # they take memory from the first step on
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory at the largest random shape, {side}x{side} with {pictures} pictures "
+            f"at a time; try --set train.accumulate={2 * config.accumulate} (the same batch in "
+            f"smaller parts), --set augment.shape_max={max(side - 96, augment.shape_min)}, or a "
+            "smaller --batch-size"
+        ) from error
+    gradients.clear()
+    statistics.restore_unless(torch.zeros((), dtype=torch.bool, device=run.device))
+
+
+def _blank(pictures: int, side: int, objects: int) -> Batch:
+    """A grey batch with room for so many objects in each picture."""
+    return Batch(
+        images=torch.full((pictures, side, side, 3), 128, dtype=torch.uint8),
+        boxes=torch.full((pictures, objects, 4), -1.0),
+        labels=torch.full((pictures, objects), -1),
+        weights=torch.zeros(pictures, objects),
+        image_ids=torch.zeros(pictures, dtype=torch.int64),
+        original_sizes=torch.full((pictures, 2), side),
+        colour=torch.eye(3, 4).repeat(pictures, 1, 1),
+        rectangle=torch.tensor([0.0, 0.0, side, side]).repeat(pictures, 1),
+    )

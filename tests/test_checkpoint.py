@@ -19,6 +19,7 @@ from triscale.checkpoint import (
     fingerprint,
     has_state,
     load_state,
+    remove_states,
     require_space,
     require_unused,
     save_state,
@@ -143,7 +144,8 @@ def test_damaged_states_ahead_do_not_count(tmp_path: Path) -> None:
         flip_a_bit(tmp_path / f"step-{step:08d}.safetensors")
     save_state(tmp_path, state(2), keep=1)
     assert load_state(tmp_path)[0].step == 2
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("step-*"))) == 2
+    assert len(list(tmp_path.glob("damaged-step-*"))) == 4
 
 
 def test_halves_go_before_room_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,3 +252,30 @@ def test_room_on_the_disk(tmp_path: Path) -> None:
     require_space(tmp_path, free // 2)
     with pytest.raises(UserError, match=r"need [\d,]+ MB, [\d,]+ MB are free; make room"):
         require_space(tmp_path, 2 * free)
+
+
+def test_a_state_of_another_version_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_state(tmp_path, state(1), keep=2)
+    monkeypatch.setattr(checkpoint, "_FORMAT", "triscale-state-99")
+    save_state(tmp_path, state(2), keep=2)
+    monkeypatch.undo()
+    loaded, passed_over = load_state(tmp_path)
+    assert loaded.step == 1
+    assert "written by another version of triscale ('triscale-state-99')" in passed_over[0]
+
+
+def test_what_could_not_be_read_is_put_aside(tmp_path: Path) -> None:
+    """A disk that failed once may be right the next time."""
+    for step in (1, 2, 3):
+        save_state(tmp_path, state(step), keep=3)
+    remove_states(tmp_path, 2, keep=1)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    pair = ("json", "safetensors")
+    assert names == [*(f"damaged-step-00000003.{s}" for s in pair)] + [
+        f"step-00000002.{s}" for s in pair
+    ]
+    for name in names[:2]:
+        (tmp_path / name).rename(tmp_path / name.removeprefix("damaged-"))
+    assert load_state(tmp_path)[0].step == 3

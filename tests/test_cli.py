@@ -272,6 +272,18 @@ def test_auto_resume_starts_or_goes_on(
     assert "--auto-resume: name the run folder with --out" in capsys.readouterr().err
     assert main(["train", "--resume", str(run), "--auto-resume"]) == 2
     assert "auto_resume can't be given again" in capsys.readouterr().err
+    moved = tmp_path / "moved"
+    shutil.copytree(devkit, moved)
+    words = ["train", str(moved), "--out", str(run), *SETS, "--auto-resume"]
+    assert main([*words, "--set", "train.epochs=2"]) == 0
+    assert load_recipe(run / "recipe.toml").data.path == str(moved)
+    shutil.rmtree(run / "last")
+    (run / "best.safetensors").unlink()
+    (run / "recipe.toml").write_text("[train]\nepochs = 9\n")  # somebody's own
+    assert main([*words, "--set", "train.epochs=2"]) == 2
+    assert "recipe.toml: not as a run wrote it" in capsys.readouterr().err
+    assert main(["train", str(devkit), "--out", ""]) == 2
+    assert "--out: expected a folder, got an empty text" in capsys.readouterr().err
 
 
 def test_a_state_holds_the_recipe_too(

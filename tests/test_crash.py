@@ -62,10 +62,11 @@ def go_on(devkit: Path, run: Path) -> list[str]:
 
 
 def assert_as_whole(run: Path, whole: Path) -> None:
-    """To the bit, with nothing missing and nothing left over."""
+    """To the bit, with nothing missing and nothing left over but states that were put aside."""
     assert_same_run(run, whole)
     names = {path.relative_to(whole) for path in whole.rglob("*")}
-    assert {path.relative_to(run) for path in run.rglob("*")} == names
+    found = {path.relative_to(run) for path in run.rglob("*")}
+    assert {path for path in found if not path.name.startswith("damaged-step-")} == names
     for path in whole.glob("epoch_*"):
         assert same_tensors(run / path.name, path)
 

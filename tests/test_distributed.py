@@ -163,7 +163,8 @@ def test_all_stop_when_one_is_asked_to(folder: Path) -> None:
     expected = (
         f"stopped after step {STOPPED + 1}; go on with: triscale train --resume {run} (saved)"
     )
-    assert [(folder / f"stopped-{rank}").read_text() for rank in range(2)] == [expected] * 2
+    # one speaks for all
+    assert [(folder / f"stopped-{rank}").read_text() for rank in range(2)] == [expected, " (saved)"]
 
 
 def test_all_go_back_when_one_has_no_numbers(folder: Path) -> None:
@@ -237,3 +238,17 @@ def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("cuda:0") == torch.device("cuda", 0)
     with pytest.raises(UserError, match="asks for GPU 2, there are 2"):
         choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [("2", "but RANK and MASTER_ADDR and MASTER_PORT isn't set"), ("many", "asks for several")],
+)
+def test_an_environment_that_is_half_set(
+    said: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", said)
+    with pytest.raises(UserError, match=text), join_processes(torch.device("cpu")):
+        pass

@@ -83,8 +83,6 @@ def test_a_bad_step_changes_nothing(
     }
     fourth, fifth = losses(run)[3:5]  # means over the steps that counted
     assert fifth == fourth | {"step": 5}
-    found = [json.loads(state.with_suffix(".json").read_text())["skipped"] for state in states[4:7]]
-    assert found == [0, 1, 0]
 
 
 def test_what_is_written_down(
@@ -173,10 +171,10 @@ def test_with_nothing_saved_the_run_ends(
         run_quietly(tiny_recipe("train.batch_size=2"), data, tmp_path / "run")
 
 
-def test_patience_survives_a_resume(
+def test_a_resumed_run_has_its_patience_anew(
     data: Data, tiny_recipe: MakeRecipe, tmp_path: Path, poison: Poison
 ) -> None:
-    """Two bad steps before an interruption and one after it are three in a row."""
+    """Stopped after two bad steps: whoever goes on has changed something, or been lucky."""
 
     class Impatient(Narrator):
         def advance(self, note: str = "", *, what: str | None = None, amount: float = 1) -> None:
@@ -188,8 +186,8 @@ def test_patience_survives_a_resume(
     with pytest.raises(Interrupted, match="stopped after step 4"):
         training.train(recipe, data, tmp_path, narrator=Impatient(enabled=False))
     poison([1, 2])
-    with pytest.raises(UserError, match=r"step 5: .* again after going back to step 4"):
-        run_quietly(recipe, data, tmp_path, resume=True)
+    run_quietly(recipe, data, tmp_path, resume=True)
+    assert records(tmp_path, "train")[-1]["step"] == 7
 
 
 def test_fp16_looks_for_its_scale_without_a_word(

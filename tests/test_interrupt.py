@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from triscale import interrupt
-from triscale.interrupt import Interrupted, stop_requests
+from triscale.interrupt import Interrupted, leaving_at_once, stop_requests
 
 
 def test_nothing_asked() -> None:
@@ -90,3 +90,37 @@ def test_in_another_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert answers == [False]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_before_the_training_begins(number: signal.Signals) -> None:
+    """A job that is asked to leave while it opens its data can be requeued, too."""
+    before = signal.getsignal(number)
+    try:
+        with (
+            pytest.raises(Interrupted, match="stopped before the training began"),
+            leaving_at_once(),
+        ):
+            os.kill(os.getpid(), number)
+    finally:
+        signal.signal(number, before)
+    with leaving_at_once():
+        assert signal.getsignal(number) != before
+    assert signal.getsignal(number) == before
+
+
+def test_nothing_disturbs_the_last_moments() -> None:
+    """Python puts its handlers away before it ends; what is ignored stays ignored."""
+    code = (
+        "import atexit, os, signal\n"
+        "from triscale.cli import guarded\n"
+        "from triscale.interrupt import Interrupted\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "def stop():\n"
+        "    raise Interrupted('saved')\n"
+        "raise SystemExit(guarded(stop))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=False, timeout=60
+    )
+    assert (done.stderr, done.returncode) == (b"triscale: saved\n", 75)

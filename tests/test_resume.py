@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.running import MakeRecipe, assert_same_run, losses, run_quietly
@@ -158,6 +159,17 @@ def test_other_classes_are_named(trained: Path, tiny_recipe: MakeRecipe, tmp_pat
         "the training data (classes (from a, b to a), the names or the order of the pictures)",
         f"model.anchors (from  to {', '.join(map(str, range(30)))[:57]}...)",
     ]
+
+
+def test_changed_validation_data_are_noticed(
+    trained: Path, data: Data, tiny_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Else the new results would compete with a best one on other pictures."""
+    run = copy_up_to(trained, 4, tmp_path / "run")
+    assert data.val is not None
+    fewer = data._replace(val=data.val.select(np.arange(2)))
+    with pytest.raises(UserError, match=r"the validation data \(pictures \(from 4 to 2\)"):
+        run_quietly(tiny_recipe(), fewer, run, resume=True)
 
 
 # --- between the last step of an epoch and its validation ----------------------------------------

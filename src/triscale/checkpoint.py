@@ -22,10 +22,11 @@ from torch import Tensor
 from triscale.config import shown
 from triscale.data.index import Index
 from triscale.errors import UserError
-from triscale.files import open_regular, read_regular, remove_leftovers, sha256_of, write_atomically
+from triscale.files import read_regular, remove_leftovers, sha256_of, write_atomically
 from triscale.weights.native import read_tensors, save_tensors
 
-_MAX_JSON_BYTES, _MAX_BYTES = 1 << 27, 1 << 40  # of a state's two files
+_FORMAT = "triscale-state-2"
+_MAX_JSON_BYTES = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,25 @@ def save_state(folder: Path, state: State, *, keep: int) -> None:
     folder.mkdir(exist_ok=True)  # not what it is in: if the run is gone, its owner must be told
     remove_halves(folder)  # first: they may be what fills the disk
     tensors = folder / f"step-{state.step:08d}.safetensors"
-    save_tensors(tensors, state.tensors, {"format": "triscale-state-1"})
+    save_tensors(tensors, state.tensors, {"format": _FORMAT})
     _write_values(tensors.with_suffix(".json"), state, sha256=sha256_of(tensors))
     remove_states(folder, state.step, keep=keep)
 
 
 def remove_states(folder: Path, step: int, *, keep: int) -> None:
-    """Remove all states but the newest `keep` up to `step`; later ones are damaged, or the run
-    would have gone on from them."""
+    """Remove all states but the newest `keep` up to `step`.
+
+    Later ones couldn't be read, or the run would have gone on from them. They are put aside:
+    perhaps it was the disk's fault, and not theirs.
+    """
     states = sorted(folder.glob("step-*.json"))
-    kept = [path for path in states if path.stem <= f"step-{step:08d}"][-keep:]
-    for path in states:
-        if path not in kept:
-            path.unlink()  # first, so that a half-removed state is never taken for a whole one
+    later = [path for path in states if path.stem > f"step-{step:08d}"]
+    for path in later:
+        for file in (path.with_suffix(".safetensors"), path):
+            if file.exists():
+                file.rename(file.with_name(f"damaged-{file.name}"))
+    for path in states[: len(states) - len(later)][:-keep]:
+        path.unlink()  # first, so that a half-removed state is never taken for a whole one
     remove_halves(folder)
 
 
@@ -86,7 +93,7 @@ def save_values(folder: Path, state: State) -> None:
 
 
 def _write_values(path: Path, state: State, *, sha256: str) -> None:
-    values = {"step": state.step, "sha256": sha256, **state.values}
+    values = {"format": _FORMAT, "step": state.step, "sha256": sha256, **state.values}
     write_atomically(path, _seal(values))
 
 
@@ -112,8 +119,10 @@ def load_state(folder: Path) -> tuple[State, list[str]]:
         tensors = path.with_suffix(".safetensors")
         try:
             values = _unseal(path)
-            open_regular(tensors, limit=_MAX_BYTES).close()  # a pipe would be waited for
             step = int(values["step"])
+            if values.get("format") != _FORMAT:
+                found = shown(values.get("format"))
+                raise UserError(f"{path}: written by another version of triscale ({found})")
             if not 0 <= step < 2**63:
                 raise UserError(f"{path}: damaged (step {shown(step)})")
             if sha256_of(tensors) != values["sha256"]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from triscale.arguments import DEFAULT_RECIPE, INIT_RECIPE, make_parser
 from triscale.errors import OutOfMemoryError, ProcessLostError, UserError, ran_out_of_memory
-from triscale.interrupt import Interrupted
+from triscale.interrupt import Interrupted, leave_undisturbed, leaving_at_once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +39,7 @@ def guarded(run: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except Interrupted as error:
+        leave_undisturbed()  # so that the exit code arrives
         return _fail(str(error), 75)
     except KeyboardInterrupt:
         return _fail("stopped", 130)
@@ -66,11 +67,17 @@ def guarded(run: Callable[[], None]) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"triscale: {'' if code in (75, 130) else 'error: '}{text}", file=sys.stderr)
+    if text:
+        print(f"triscale: {'' if code in (75, 130) else 'error: '}{text}", file=sys.stderr)
     return code
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    with leaving_at_once():
+        _start_or_resume(arguments)
+
+
+def _start_or_resume(arguments: argparse.Namespace) -> None:
     flags = {
         "train.epochs": arguments.epochs,
         "train.batch_size": arguments.batch_size,
@@ -83,6 +90,8 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.init:  # quoted: a path may look like a number, or hold quotes itself
         overrides.append(f"train.init={json.dumps(arguments.init, ensure_ascii=False)}")
     overrides += arguments.overrides
+    if arguments.out == "":  # an unset variable of a script
+        raise UserError("--out: expected a folder, got an empty text")
     if arguments.resume:
         given = ("data", "recipe", "out", "init", "batch_size", "seed", "auto_resume")
         for name in given:

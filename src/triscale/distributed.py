@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from triscale.errors import ProcessLostError, UserError
+from triscale.errors import ProcessLostError, UserError, ran_out_of_memory
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -59,9 +59,17 @@ def choose_device(name: str) -> torch.device:
 @contextmanager
 def join_processes(device: torch.device) -> Generator[Processes]:
     """The processes that torchrun started, joined while the block runs; else just this one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    said = os.environ.get("WORLD_SIZE") or "1"
+    if said == "1":
         yield Processes()
         return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing or not said.isdecimal():
+        raise UserError(
+            f"WORLD_SIZE={said} in the environment asks for several processes, but "
+            f"{' and '.join(missing) or 'it'} isn't set rightly; start them with torchrun, or "
+            "unset WORLD_SIZE"
+        )
     backend = "nccl" if device.type == "cuda" else "gloo"
     with _peers():
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -148,7 +156,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         x = input.float()
         dims = (0, 2, 3)
-        total = _sum(torch.cat([x.sum(dims), x.new_tensor([x.numel() / x.shape[1]])]))
+        total = _sum(torch.cat([x.sum(dims), x.new_full((1,), x.numel() / x.shape[1])]))
         count = total[-1:].detach()
         # The mean first: sums of squares about zero would cancel where the mean is large.
         mean = total[:-1] / count
@@ -214,6 +222,8 @@ def _peers() -> Generator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo has no type of its own
+        if ran_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0]
         raise ProcessLostError(
             f"another process of this run can't be reached; its own message says why ({reason})"

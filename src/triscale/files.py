@@ -11,8 +11,8 @@ import struct
 import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 from zipfile import BadZipFile
 
 from triscale.errors import UserError
@@ -35,7 +35,7 @@ def cache_folder() -> Path:
         raise UserError("no home folder to keep downloads in; set TRISCALE_CACHE") from error
 
 
-def open_regular(path: Path, *, limit: int) -> BinaryIO:
+def open_regular(path: Path, *, limit: int) -> BufferedReader:
     """`path`, opened to be read; UserError unless it is a regular file of at most `limit` bytes."""
     try:
         state = path.stat()
@@ -114,12 +114,15 @@ def locked(folder: Path) -> Generator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{folder}: another process is at work in this folder") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise  # else the disk knows no locks: its owner must take care alone
         yield
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes were writing in `folder` and in the folders inside."""
-    for temporary in folder.rglob(".*.[0-9]*.tmp"):
+    """Remove what killed processes were writing in `folder`."""
+    for temporary in folder.glob(".*.[0-9]*.tmp"):
         temporary.unlink(missing_ok=True)
 
 
@@ -137,6 +140,6 @@ def flush(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
+    """The SHA-256 of a file's content, in hexadecimal; UserError if it is no regular file."""
+    with open_regular(path, limit=1 << 40) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,12 +21,14 @@ from triscale.anchors import make_grid
 from triscale.data.loader import collate, read
 from triscale.errors import UserError
 from triscale.files import write_atomically
+from triscale.gradients import is_finite
 from triscale.log import LOSSES, RunLog
 from triscale.progress import Run, restore
 from triscale.step import batch_losses
 from triscale.types import Draw
 
 _PATIENCE = 3  # skipped steps in a row that end in a return to the last state
+_MAX_FILES = 50  # about skipped steps
 LAG = 2  # steps between the work on a GPU and the news of it
 
 
@@ -78,9 +81,9 @@ class Echo:
 def judge(run: Run, report: Report, log: RunLog | None) -> None:
     """Count and write down a step that was skipped; DivergedError when they become too many."""
     now, finite = run.now, all(map(math.isfinite, report.terms))
-    # fp16: gradients overflow now and then, which is how its scaler finds the scale
-    searching = finite and run.scaler.is_enabled() and run.scaler.get_scale() >= 1
-    if report.ok or searching:
+    # fp16: gradients overflow now and then, which is how its scaler finds the scale. To ask for
+    # the scale waits for the device.
+    if report.ok or (finite and run.scaler.is_enabled() and run.scaler.get_scale() >= 1):
         now.skipped = 0
         return
     now.skipped += 1
@@ -89,9 +92,13 @@ def judge(run: Run, report: Report, log: RunLog | None) -> None:
     if finite:
         what = "a gradient is no longer a finite number"
     if log:  # the main process
-        place = _write_down(run, report, what)
         log.write({"kind": "skipped", "step": report.step, "what": what})
-        run.narrator.say(f"warning: step {report.step}: {what}; skipped, see {place}")
+        folder = run.folder / "skipped"
+        folder.mkdir(exist_ok=True)
+        see = f"see {folder}"
+        if len(list(folder.iterdir())) < _MAX_FILES:  # each takes a pass over the batch
+            see = f"see {_write_down(run, report, what, folder)}"
+        run.narrator.say(f"warning: step {report.step}: {what}; skipped, {see}")
     if now.skipped >= _PATIENCE:
         raise DivergedError(what, report.step)
 
@@ -99,7 +106,7 @@ def judge(run: Run, report: Report, log: RunLog | None) -> None:
 def require_finite_weights(model: nn.Module, step: int) -> None:
     """DivergedError if a weight or statistic isn't finite: such a state must never be saved."""
     tensors = [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+    if not all(bool(is_finite(tensor)) for tensor in tensors):
         raise DivergedError("a weight is no longer a finite number", step)
 
 
@@ -129,8 +136,8 @@ def roll_back(run: Run, error: DivergedError, *, diverged_at: int) -> None:
         run.now.log = log.flush()
 
 
-def _write_down(run: Run, report: Report, what: str) -> str:
-    """Everything that made the step, into a file of the run's folder; the file's name."""
+def _write_down(run: Run, report: Report, what: str, folder: Path) -> Path:
+    """Everything that made the step, into a file of `folder`; the file's name."""
     step = report.step - 1
     draws = run.plan.draws(step)
     content = {
@@ -142,11 +149,9 @@ def _write_down(run: Run, report: Report, what: str) -> str:
         # alone, in evaluation mode and with the present weights: what breaks here is the culprit
         "pictures": [_picture(run, draw) for draw in draws],
     }
-    folder = run.folder / "skipped"
-    folder.mkdir(exist_ok=True)
     path = folder / f"step-{report.step:08d}.json"
     write_atomically(path, json.dumps(content, indent=1).encode())
-    return str(path)
+    return path
 
 
 def _picture(run: Run, draw: Draw) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # One request may come twice: Ctrl-C and a cluster's SIGTERM reach every process of a job, and
@@ -56,5 +57,38 @@ def stop_requests() -> Generator[Callable[[], bool]]:
         raise
     finally:
         if granted_at is None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            _set(before)
+
+
+@contextmanager
+def leaving_at_once() -> Generator[None]:
+    """Inside the block SIGTERM and SIGUSR1 raise Interrupted, until `stop_requests` takes over: a
+    job that is restarted may be asked to stop before it has begun."""
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        raise Interrupted("stopped before the training began; the same command starts it again")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, leave) for s in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    except Interrupted:
+        raise  # the process ends, and nothing shall come between
+    except BaseException:
+        _set(before)
+        raise
+    else:
+        _set(before)
+
+
+def leave_undisturbed() -> None:
+    """From here to the end of the process, also while Python shuts down, signals change nothing."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _set(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -73,7 +73,6 @@ def snapshot(run: Run) -> State:
         "recipe": to_dict(lasting(run.recipe)),
         "losses": losses,
         "steps": int(steps),
-        "skipped": now.skipped,
         "pending": now.pending,
         "best": now.best,
         "best_lines": now.best_lines,
@@ -102,7 +101,7 @@ def restore(run: Run) -> None:
     if values["scaler"]:  # empty: no fp16 so far
         run.scaler.load_state_dict(values["scaler"])
     now = run.now
-    now.step, now.skipped, now.pending = values["step"], values["skipped"], values["pending"]
+    now.step, now.skipped, now.pending = values["step"], 0, values["pending"]
     now.sums.copy_(torch.tensor([*values["losses"], values["steps"]], dtype=torch.float64))
     now.best, now.best_lines = values["best"], tuple(values["best_lines"])
     now.log = values["log"]
@@ -111,6 +110,7 @@ def restore(run: Run) -> None:
 # What a run can't go on without: by its key in a state, and as people call it.
 _NAMES = {
     "data": "the training data",
+    "val": "the validation data",
     "batch_size": "train.batch_size",
     "seed": "train.seed",
     "input": "[input]",
@@ -121,10 +121,11 @@ _NAMES = {
 }
 
 
-def identify(recipe: Recipe, index: Index) -> dict[str, Any]:
+def identify(recipe: Recipe, index: Index, val: Index | None) -> dict[str, Any]:
     """What makes a run this run and no other; a state of another one is refused."""
     return {
         "data": fingerprint(index),
+        "val": fingerprint(val) if val else None,
         "batch_size": recipe.train.batch_size,
         "seed": recipe.train.seed,
         "input": to_dict(recipe.input),

@@ -126,7 +126,7 @@ def require_unchanged(path: Path) -> None:
     text, _, seal = read_regular(path, limit=MAX_TOML_BYTES).partition(_SEAL.encode())
     if hashlib.sha256(text).hexdigest().encode() != seal.strip():
         raise UserError(
-            f"{path}: was changed or damaged (its SHA-256 isn't that of its last line); changes "
-            "are made with --set section.key=value; without this file the recipe of the newest "
-            "state is used"
+            f"{path}: not as a run wrote it (its SHA-256 isn't that of its last line); changes are "
+            "made with --set section.key=value, and a run can go on without this file: its states "
+            "hold the recipe too"
         )

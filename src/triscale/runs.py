@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,9 +31,10 @@ from triscale.weights.zoo import ZOO
 def start_or_resume(data: Path, recipe: str, *, out: Path, overrides: Sequence[str] = ()) -> Result:
     """Start a run in `out`, or go on with the one there: for jobs that are restarted."""
     if has_state(out):
-        # what a run began with is in its folder already
+        # what a run began with is in its folder already; where the data are may have changed
         given = [text for text in overrides if text.partition("=")[0].strip() != "train.init"]
-        return resume_run(out, overrides=given)
+        path = json.dumps(str(data.absolute()), ensure_ascii=False)
+        return resume_run(out, overrides=[*given, f"data.path={path}"])
     return start_run(data, load_recipe(recipe, overrides=overrides), name=out.name, out=out)
 
 
@@ -42,8 +44,7 @@ def start_run(data: Path, settings: Recipe, *, name: str, out: Path | None = Non
     if _is_main():  # the only process that writes; the others must not stumble over what it wrote
         run = out or _free_folder(run, f"{data.absolute().name}-{name}")
         require_unused(run)
-    path = str(data.absolute())
-    return _run(replace(settings, data=replace(settings.data, path=path)), run, resume=False)
+    return _run(replace(settings, data=replace(settings.data, path=str(data))), run, resume=False)
 
 
 def resume_run(run: Path, *, overrides: Sequence[str] = ()) -> Result:
@@ -86,8 +87,8 @@ def evaluate_weights(
     detector = Detector(weights, device=device)
     table = {key: dict(detector.info.recipe.get(key, {})) for key in ("data", "decode", "evaluate")}
     table["input"] = to_dict(detector.info.input)
-    for key in ("path", "train", "val", "classes", "num_samples", "skip_bad"):
-        table["data"].pop(key, None)  # they speak of the training data
+    for key in ("path", "train", "val", "classes", "num_samples", "skip_bad", "outside"):
+        table["data"].pop(key, None)  # they speak of the training data, and for nobody else
     for assignment in overrides:
         apply_override(table, assignment)
     if unknown := sorted(set(table) - {"data", "decode", "evaluate", "input"}):
@@ -123,6 +124,8 @@ def evaluate_weights(
 
 def _run(settings: Recipe, run: Path, *, resume: bool) -> Result:
     narrator = Narrator(enabled=_is_main())
+    path = str(Path(settings.data.path).absolute())
+    settings = replace(settings, data=replace(settings.data, path=path))
     data = open_dataset(Path(settings.data.path), settings.data)
     for line in [*(f"skipped: {line}" for line in data.skipped), *describe(data)]:
         narrator.say(line)

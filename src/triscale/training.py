@@ -24,6 +24,7 @@ from triscale.checkpoint import (
     save_state,
     save_values,
 )
+from triscale.config import to_dict
 from triscale.data.index import Index
 from triscale.data.loader import make_loader
 from triscale.data.open import Data
@@ -48,7 +49,7 @@ from triscale.log import LOSSES, Meter, Narrator, RunLog
 from triscale.model.yolo import YOLOv3, build_model, same_network, skeleton
 from triscale.optim import SGD, parameter_groups, set_lr
 from triscale.progress import Run, identify, lasting, restore, snapshot, start
-from triscale.recipe import Recipe, dump_recipe
+from triscale.recipe import Recipe, dump_recipe, require_unchanged
 from triscale.reporting import train_line, train_record
 from triscale.schedule import learning_rate
 from triscale.step import batch_losses, parts_of_share, try_largest
@@ -78,6 +79,8 @@ def train(
     saving, when Ctrl-C, SIGTERM or SIGUSR1 asks it to stop.
     """
     device = choose_device(recipe.train.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events and exchanges go by the current one
     with (
         join_processes(device) as processes,
         narrator or Narrator(enabled=processes.is_main) as narrator,
@@ -99,7 +102,7 @@ def train(
             recipe=recipe,
             data=data,
             index=index,
-            identity=identify(recipe, index),
+            identity=identify(recipe, index, data.val),
             plan=plan,
             model=model,
             optimizer=SGD(groups, lr=recipe.optim.lr, momentum=recipe.optim.momentum),
@@ -110,17 +113,22 @@ def train(
             now=start(plan.first_step(recipe.train.start_epoch), device),
         )
         _require_agreement(everything, resume=resume)
+        if processes.is_main:  # the lock first: who holds it may be saving
+            if not resume:
+                run.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(run))
+            if not resume:
+                require_unused(run)
+                if (run / "recipe.toml").exists():  # of a run that came to nothing, or one's own
+                    require_unchanged(run / "recipe.toml")
         if resume:
             restore(everything)
             narrator.say(f"resuming after step {everything.now.step}")
         else:
             share_tensors(model.state_dict().values(), processes)
         if processes.is_main:
-            if not resume:
-                require_unused(run)
-            run.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(run))
-            remove_leftovers(run)
+            for folder in (run, run / "predictions", run / "skipped"):
+                remove_leftovers(folder)
             remove_states(run / "last", everything.now.step, keep=recipe.checkpoint.keep)
             _require_space(everything)
             write_atomically(run / "recipe.toml", dump_recipe(lasting(recipe)).encode())
@@ -316,7 +324,11 @@ def _network(recipe: Recipe, data: Data, model: YOLOv3 | None, *, resume: bool) 
 
 def _require_agreement(run: Run, *, resume: bool) -> None:
     """UserError in a process that isn't about to do what the main one does."""
-    mine = {"resume": resume, **run.identity}
+    words = to_dict(lasting(run.recipe))
+    words["data"].pop("path")  # each machine may have its own, and its own hardware
+    for key in ("device", "workers"):
+        words["train"].pop(key)
+    mine = {"resume": resume, "recipe": words, **run.identity}
     theirs = share_value(mine, run.processes, device=run.device)
     if theirs != mine:
         raise UserError(
@@ -334,6 +346,8 @@ def _require_space(run: Run) -> None:
 
 
 def _interrupted(run: Run) -> Interrupted:
+    if not run.processes.is_main:
+        return Interrupted()  # one speaks for all
     return Interrupted(
         f"stopped after step {run.now.step}; go on with: triscale train --resume {run.folder}"
     )

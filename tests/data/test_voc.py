@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -308,7 +309,7 @@ def test_folders_that_are_links(tmp_path: Path, name: str) -> None:
             ) as e:
                 read_voc(tmp_path / "root", "2007_a", SKIP)
             assert str(e.value).startswith(str(moved))
-        read = read_voc(tmp_path / "root", "2007_a", SKIP, outside=outside)
+        read = read_voc(tmp_path / "root", "2007_a", replace(SKIP, outside=outside))
         assert list(read.index.ids) == ["x"]
         moved.unlink()
         place.rename(moved)
@@ -323,7 +324,7 @@ def test_files_that_are_links(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="lies outside of the data set") as caught:
         read_voc(root, "a", SKIP)
     assert str(caught.value).startswith(f"{path}: ")
-    assert list(read_voc(root, "a", SKIP, outside=True).index.ids) == ["x", "y"]
+    assert list(read_voc(root, "a", replace(SKIP, outside=True)).index.ids) == ["x", "y"]
 
 
 @pytest.mark.parametrize("split", ["../../../a", "{tmp}/a"])
@@ -333,7 +334,7 @@ def test_a_split_that_leads_out(tmp_path: Path, split: str) -> None:
     split = split.format(tmp=tmp_path)
     with pytest.raises(UserError, match=r"a\.txt: lies outside of the data set"):
         read_voc(root, split, SKIP)
-    assert len(read_voc(root, split, SKIP, outside=True).index) == 1
+    assert len(read_voc(root, split, replace(SKIP, outside=True)).index) == 1
 
 
 def test_a_list_with_a_byte_order_mark(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,10 @@ def test_lists_and_links_that_lead_out(tmp_path: Path, row: str) -> None:
     with pytest.raises(UserError, match=r"lies outside of the data set .*data\.outside=true") as e:
         read_yolo(root, "list", SKIP)
     assert str(e.value).startswith(f"{root / row}: ")
-    assert list(read_yolo(root, "list", SKIP, outside=True).index.ids) == ["b", Path(row).stem]
+    assert list(read_yolo(root, "list", replace(SKIP, outside=True)).index.ids) == [
+        "b",
+        Path(row).stem,
+    ]
     (root / "list.txt").write_text(f"../root/images/train/b.png\n{root}/images/train/b.png\n")
     assert list(read_yolo(root, "list", SKIP).index.ids) == ["b", "b"]
 
@@ -246,7 +250,7 @@ def test_parts_that_are_links(tmp_path: Path, name: str) -> None:
             if outside:
                 with pytest.raises(UserError, match="lies outside of the data set"):
                     read_yolo(root, split, SKIP)
-            read = read_yolo(root, split, SKIP, outside=outside)
+            read = read_yolo(root, split, replace(SKIP, outside=outside))
             assert (len(read.index.boxes), read.skipped) == (2, ())
         path.unlink()
         place.rename(path)
@@ -284,7 +288,7 @@ def test_data_yaml_names_the_root(tmp_path: Path, place: str) -> None:
         return
     with pytest.raises(UserError, match=r"away: lies outside of the data set"):
         read_yolo(yaml, "val", SKIP)
-    assert len(read_yolo(yaml, "val", SKIP, outside=True).index.boxes) == 1
+    assert len(read_yolo(yaml, "val", replace(SKIP, outside=True)).index.boxes) == 1
 
 
 def test_labels_and_pictures_that_lead_nowhere_are_missing_not_empty(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_wrong_header(key: str, text: str | None, message: str, weights: Path) -
         del header[key]
     else:
         header[key] = text
-    save_tensors(weights, tensors, header)
+    save_tensors(weights, tensors, header, seal=True)
     with pytest.raises(UserError, match=message):
         load_weights(weights)
 
@@ -203,7 +203,7 @@ def test_the_counters_of_batches_may_be_missing(model: YOLOv3) -> None:
 def test_values_that_are_not_finite(model: YOLOv3, weights: Path) -> None:
     tensors = {**model.state_dict(), "head.outputs.0.bias": torch.full((21,), torch.nan)}
     with safe_open(weights, framework="pt") as file:
-        save_tensors(weights, tensors, file.metadata())
+        save_tensors(weights, tensors, file.metadata(), seal=True)
     with pytest.raises(UserError, match=r"head\.outputs\.0\.bias has values that are not finite"):
         load_weights(weights)
 
@@ -213,10 +213,13 @@ def test_other_numbers_than_floats(model: YOLOv3, weights: Path) -> None:
     state = {k: t.half() if t.is_floating_point() else t for k, t in model.state_dict().items()}
     with safe_open(weights, framework="pt") as file:
         header = file.metadata()
-    save_tensors(weights, state, header)
+    save_tensors(weights, state, header, seal=True)
     assert {p.dtype for p in load_weights(weights)[0].parameters()} == {torch.float32}
     save_tensors(
-        weights, state | {"head.outputs.0.bias": torch.ones(21, dtype=torch.int32)}, header
+        weights,
+        state | {"head.outputs.0.bias": torch.ones(21, dtype=torch.int32)},
+        header,
+        seal=True,
     )
     with pytest.raises(UserError, match=r"head\.outputs\.0\.bias: expected floating point, found"):
         load_weights(weights)
@@ -225,9 +228,8 @@ def test_other_numbers_than_floats(model: YOLOv3, weights: Path) -> None:
 def test_variances_below_zero(model: YOLOv3, weights: Path) -> None:
     name = "backbone.stem.norm.running_var"
     with safe_open(weights, framework="pt") as file:
-        save_tensors(
-            weights, {**model.state_dict(), name: -model.state_dict()[name]}, file.metadata()
-        )
+        negative = {**model.state_dict(), name: -model.state_dict()[name]}
+        save_tensors(weights, negative, file.metadata(), seal=True)
     with pytest.raises(UserError, match=rf"{name}: expected at least 0, found -1$"):
         load_weights(weights)
 

@@ -48,10 +48,9 @@ def read_voc(
     config: DataConfig,
     *,
     classes: tuple[str, ...] | None = None,
-    outside: bool = False,
 ) -> Read:
     """The pictures of `splits`; `classes` None: the official 20, or else the names in the data."""
-    scan = scan_voc(root, splits, outside=outside)
+    scan = scan_voc(root, splits, outside=config.outside)
     return finish([scan], config, classes=classes or voc_classes(scan.names))[0]
 
 

@@ -53,12 +53,11 @@ def read_yolo(
     config: DataConfig,
     *,
     classes: tuple[str, ...] | None = None,
-    outside: bool = False,
 ) -> Read:
     """The pictures of a split of a folder or data.yaml; `classes` None: as the data names them."""
-    source = yolo_source(root, outside=outside)
+    source = yolo_source(root, outside=config.outside)
     names = source.names or positions(classes or ())
-    scan = scan_yolo(source, split, names=names, outside=outside)
+    scan = scan_yolo(source, split, names=names, outside=config.outside)
     return finish([scan], config, classes=classes or scan.names)[0]
 
 

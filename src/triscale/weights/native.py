@@ -21,12 +21,13 @@ from torch import Tensor
 from triscale.config import build, to_dict
 from triscale.data.classes import require_names
 from triscale.errors import UserError
-from triscale.files import replace_atomically
+from triscale.files import open_regular, replace_atomically
 from triscale.model.yolo import ModelConfig, YOLOv3, skeleton
 from triscale.pixels import InputConfig
 from triscale.weights.contents import Weights, WeightsInfo, require_finite, require_size
 
 _FORMAT = "triscale-weights-1"
+_MAX_BYTES = 1 << 40
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -48,7 +49,7 @@ def write_native(path: Path, weights: Weights) -> None:
         "input": json.dumps(to_dict(info.input)),
         "recipe": json.dumps(info.recipe),
     }
-    save_tensors(path, weights.tensors, header)
+    save_tensors(path, weights.tensors, header, seal=True)
 
 
 def read_native(path: Path) -> Weights:
@@ -109,10 +110,12 @@ def load_state(model: YOLOv3, tensors: Mapping[str, Tensor], *, source: str) -> 
     model.load_state_dict({**tensors, **floats}, assign=next(model.parameters()).is_meta)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], header: dict[str, str], *, seal: bool = False
+) -> None:
     """Write named tensors and a header of texts to a safetensors file, atomically.
 
-    The header gets the SHA-256 of the tensors, as `sha256`.
+    With `seal` the header also gets the SHA-256 of the tensors, as `sha256`.
     """
     # channels-last weights are stored in the usual order; detached copies share no memory
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -121,7 +124,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, st
     length = 8 + int.from_bytes(data[:8], "little")
     # The library writes the texts in an order that changes; equal content shall be equal bytes.
     described = json.loads(bytes(data[8:length]))
-    described["__metadata__"] = {**header, "sha256": hashlib.sha256(data[length:]).hexdigest()}
+    digest = {"sha256": hashlib.sha256(data[length:]).hexdigest()} if seal else {}
+    described["__metadata__"] = {**header, **digest}
     text = json.dumps(described, separators=(",", ":"), sort_keys=True).encode()
     text += b" " * (-len(text) % 8)  # the format wants tensors aligned
 
@@ -134,7 +138,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, st
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is one that `save_tensors` wrote, bit for bit."""
+    """Whether the tensors of a sealed file are those that were written, bit for bit."""
     try:
         return read_tensors(path)[1].get("sha256") == _data_sha256(path)
     except (UserError, OSError):
@@ -150,6 +154,7 @@ def _data_sha256(path: Path) -> str:
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the header of a safetensors file; UserError if it can't be read."""
+    open_regular(path, limit=_MAX_BYTES).close()  # a pipe would be waited for
     try:
         with safe_open(path, framework="pt") as file:
             names = cast("list[str]", file.keys())

@@ -6,6 +6,7 @@ Each worker writes it down before it reads, in memory that outlives it (`Places`
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, process
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -28,6 +29,7 @@ from triscale.data.index import Index
 from triscale.errors import UserError
 from triscale.types import Batch
 
+_M_MMAP_THRESHOLD = -3  # mallopt(3)
 TICK = 1.0  # seconds between two looks at workers that nothing comes from
 _ADVICE: dict[int, str] = {
     signal.SIGKILL: "the usual reason is too little memory: try fewer --workers",
@@ -176,6 +178,10 @@ def no_alarm(crew: list[BaseProcess]) -> Generator[None]:
 
 def start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # one thread per worker: the processes already share the cores
+    # glibc keeps freed buffers in its heap, where pictures of ever other sizes leave gaps: memory
+    # creeps up for hours. Large ones that are mapped instead go back to the system at once.
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
     # Ctrl-C, and the signals that a scheduler sends to a whole job, are the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from triscale.demo.scenes import write_scenes
 from triscale.log import Narrator
 from triscale.recipe import Recipe, load_recipe
 from triscale.training import train
+
+if TYPE_CHECKING:
+    from tests.crashing import Crasher
 
 # A network and a run that take a second: 7 steps in 3 epochs of 10 pictures.
 TINY = (
@@ -84,4 +88,24 @@ def trained(
     run = tmp_path_factory.mktemp("trained") / "run"
     recipe = tiny_recipe("checkpoint.every_steps=1", "checkpoint.keep=99", "train.save_interval=2")
     train(recipe, data, run, narrator=Narrator(enabled=False))
+    return run
+
+
+@pytest.fixture(scope="session")
+def crasher() -> Iterator[Crasher]:
+    """Starts commands that end at a chosen call; it has imported everything already."""
+    from tests.crashing import Crasher
+
+    with Crasher() as crasher:
+        yield crasher
+
+
+@pytest.fixture(scope="session")
+def whole(crasher: Crasher, devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `begin` that nothing disturbed."""
+    from tests.running import begin
+
+    run = tmp_path_factory.mktemp("whole") / "run"
+    outcome = crasher.run_here(begin(devkit, run))
+    assert outcome.code == 0, outcome.said
     return run

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tests.conftest import TINY
 from triscale.data.open import Data
 from triscale.log import Narrator
 from triscale.recipe import Recipe
@@ -17,6 +18,13 @@ from triscale.weights.native import read_tensors
 
 MakeRecipe = Callable[..., Recipe]
 TIMES = ("images_per_second", "data_seconds")
+
+
+def begin(devkit: Path, run: Path, *overrides: str) -> list[str]:
+    """The words that start a run of five steps in two epochs, each with a state."""
+    sets = (*TINY, "train.epochs=2", "checkpoint.every_steps=1", "train.save_interval=1")
+    words = [word for text in (*sets, *overrides) for word in ("--set", text)]
+    return ["train", str(devkit), "--out", str(run), *words]
 
 
 def run_quietly(recipe: Recipe, data: Data, run: Path, *, resume: bool = False) -> Result:

@@ -9,42 +9,15 @@ import re
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY
 from tests.crashing import KILLS, VANISH, Crasher, Fault, Outcome
-from tests.running import assert_same_run, same_tensors
-from triscale.checkpoint import load_state
+from tests.running import assert_same_run, begin, same_tensors
+from triscale.checkpoint import has_state, load_state
 
 NUMBER = int(os.environ.get("TRISCALE_KILLS", "32"))  # of kills at random moments
-SETS = (*TINY, "train.epochs=2", "checkpoint.every_steps=1", "train.save_interval=1")
-
-
-@pytest.fixture(scope="module")
-def crasher() -> Iterator[Crasher]:
-    with Crasher() as crasher:
-        yield crasher
-
-
-@pytest.fixture(scope="module")
-def whole(crasher: Crasher, devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing disturbed: five steps in two epochs."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    outcome = crasher.run_here(begin(devkit, run))
-    assert outcome.code == 0, outcome.said
-    return run
-
-
-def begin(devkit: Path, run: Path, *overrides: str) -> list[str]:
-    sets = [word for text in (*SETS, *overrides) for word in ("--set", text)]
-    return ["train", str(devkit), "--out", str(run), *sets]
-
-
-def has_state(run: Path) -> bool:
-    return any((run / "last").glob("step-*.json"))
 
 
 def newest(run: Path) -> int:

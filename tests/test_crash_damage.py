@@ -9,32 +9,19 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.crashing import Crasher, Fault
-from tests.test_crash import assert_as_whole, begin, error_of
+from tests.running import begin
+from tests.test_crash import assert_as_whole, error_of
 from triscale.checkpoint import load_state
 from triscale.errors import UserError
 
 Damage = Callable[[Path], object]
 NEWEST, OLDER = "last/step-00000004", "last/step-00000003"  # of the run that is damaged
-
-
-@pytest.fixture(scope="module")
-def crasher() -> Iterator[Crasher]:
-    with Crasher() as crasher:
-        yield crasher
-
-
-@pytest.fixture(scope="module")
-def whole(crasher: Crasher, devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing disturbed."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    assert crasher.run_here(begin(devkit, run)).code == 0
-    return run
 
 
 @pytest.fixture(scope="module")

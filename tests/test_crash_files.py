@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,6 @@ from triscale.checkpoint import load_state, save_state
 from triscale.errors import UserError
 
 STEPS = (1, 2, 3)  # the third removes the first
-
-
-@pytest.fixture(scope="module")
-def crasher() -> Iterator[Crasher]:
-    with Crasher() as crasher:
-        yield crasher
 
 
 @pytest.fixture(scope="module")

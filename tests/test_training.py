@@ -271,7 +271,7 @@ def test_a_disk_without_room_is_told_at_the_start(
 ) -> None:
     """What is asked for is what the finished run takes, and one state more."""
     asked: list[int] = []
-    monkeypatch.setattr("triscale.training.require_space", lambda _, needed: asked.append(needed))
+    monkeypatch.setattr("triscale.epoch.require_space", lambda _, needed: asked.append(needed))
     run_quietly(tiny_recipe("train.save_interval=1"), data, tmp_path / "run")
     files = list((tmp_path / "run").rglob("*.safetensors"))
     taken = sum(file.stat().st_size for file in files)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,16 +157,16 @@ def fingerprint(index: Index) -> dict[str, Any]:
         "classes": list(index.classes),
         "pictures": len(index),
         "boxes": len(index.boxes),
-        "names": _digest([json.dumps(list(index.ids)).encode()]),
-        "sizes": _digest([index.sizes]),
-        "labels": _digest([index.offsets, index.boxes, index.labels]),
+        "names": _digest(index.ids.data, index.ids.ends),
+        "sizes": _digest(index.sizes),
+        "labels": _digest(index.offsets, index.boxes, index.labels),
     }
 
 
-def _digest(parts: Sequence[bytes | NDArray[Any]]) -> str:
+def _digest(*arrays: NDArray[Any]) -> str:
     digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).data)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -92,6 +92,13 @@ def add_up(tensor: Tensor, processes: Processes) -> None:
             dist.all_reduce(tensor)
 
 
+def meet(processes: Processes, *, device: torch.device) -> None:
+    """Wait until every process has come here."""
+    here = torch.ones((), device=device)
+    add_up(here, processes)
+    here.item()  # NCCL only queues the sum
+
+
 def share_tensors(tensors: Iterable[Tensor], processes: Processes) -> None:
     """Give every process the main one's values."""
     if processes.world_size > 1:

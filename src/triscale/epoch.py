@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from triscale.checkpoint import require_space, save_values
 from triscale.config import to_dict
 from triscale.errors import UserError
 from triscale.evaluation import Evaluation, choose_metric, evaluate
 from triscale.files import write_atomically
 from triscale.log import RunLog
-from triscale.progress import Run
+from triscale.progress import Run, snapshot
 from triscale.reporting import eval_line, write_pictures
 from triscale.weights.contents import WeightsInfo
 from triscale.weights.native import is_whole, save_weights
@@ -18,7 +19,7 @@ from triscale.weights.native import is_whole, save_weights
 def finish_epoch(
     run: Run, log: RunLog | None, *, on_batch: Callable[[], None]
 ) -> Evaluation | None:
-    """Do what is due after the epoch `run.now.pending`, and mark it as done.
+    """Do what is due after the epoch `run.now.pending`, and mark it as done in the newest state.
 
     Done twice, because a process died in between, it leaves the same files as done once.
     """
@@ -62,6 +63,9 @@ def finish_epoch(
     if log and (unsaved or _due(epoch, config.save_interval, config.epochs)):
         save_weights(run.folder / f"epoch_{epoch:04d}{score}.safetensors", run.model, info)
     now.pending = None
+    if log:
+        now.log = log.flush()
+        save_values(run.folder / "last", snapshot(run))
     return found
 
 
@@ -90,11 +94,16 @@ def _write_best_lines(run: Run) -> None:
     write_atomically(run.folder / "best_map.log", lines.encode())
 
 
-def weights_to_come(run: Run) -> int:
-    """How many files of weights the run still writes, the best ones included."""
+def require_room(run: Run) -> None:
+    """UserError if the disk has no room for the states and weights that the run still writes."""
     config = run.recipe.train
+    weights = sum(tensor.nbytes for tensor in run.model.state_dict().values())
     epochs = range(run.plan.epoch_of(run.now.step), config.epochs)
-    return 2 + sum(_due(epoch, config.save_interval, config.epochs) for epoch in epochs)
+    kept = sum(_due(epoch, config.save_interval, config.epochs) for epoch in epochs)
+    best = 2  # the new ones are written before the old ones go; so it is with the states
+    states = run.recipe.checkpoint.keep + 1
+    there = sum(file.stat().st_size for file in (run.folder / "last").glob("*.safetensors"))
+    require_space(run.folder, weights * (2 * states + best + kept) - there)
 
 
 def _due(epoch: int, interval: int, epochs: int) -> bool:

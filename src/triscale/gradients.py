@@ -76,7 +76,14 @@ class Statistics:
 
     def restore_unless(self, ok: Tensor) -> None:
         """Put them back after a step that is none; `ok` () bool."""
-        if ok.device.type == "cpu" and bool(ok):
+        if ok.device.type == "cpu":
+            if not ok:
+                self.restore()
             return
         for buffer, kept in zip(self._buffers, self._kept, strict=True):
             torch.where(ok, buffer, kept, out=buffer)
+
+    def restore(self) -> None:
+        """Put them back."""
+        for buffer, kept in zip(self._buffers, self._kept, strict=True):
+            buffer.copy_(kept)

@@ -23,7 +23,7 @@ from triscale.errors import UserError
 from triscale.files import write_atomically
 from triscale.gradients import is_finite
 from triscale.log import LOSSES, RunLog
-from triscale.progress import Run, restore
+from triscale.progress import Run, open_log, restore
 from triscale.step import batch_losses
 from triscale.types import Draw
 
@@ -129,9 +129,7 @@ def roll_back(run: Run, error: DivergedError, *, diverged_at: int) -> None:
             f"saved. {advice}"
         ) from error
     run.narrator.say(f"warning: {error}; went back to step {run.now.step}")
-    if run.processes.is_main:
-        accept = run.recipe.checkpoint.accept_changes
-        log = RunLog(run.folder / "log.jsonl", mark=run.now.log, accept=accept)
+    if log := open_log(run):
         log.write({"kind": "rollback", "step": run.now.step, "from": error.step})
         run.now.log = log.flush()
 

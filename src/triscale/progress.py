@@ -18,7 +18,7 @@ from triscale.data.open import Data
 from triscale.data.plan import Plan
 from triscale.distributed import Processes, share_tensors, share_value
 from triscale.errors import UserError
-from triscale.log import LOSSES, Narrator
+from triscale.log import LOSSES, Narrator, RunLog
 from triscale.model.yolo import YOLOv3
 from triscale.optim import SGD, load_state_tensors, state_tensors
 from triscale.recipe import Recipe
@@ -56,6 +56,14 @@ class Run:
     processes: Processes
     narrator: Narrator
     now: Progress
+
+
+def open_log(run: Run) -> RunLog | None:
+    """The run's log from where the run is, in the process that writes it."""
+    if not run.processes.is_main:
+        return None
+    accept = run.recipe.checkpoint.accept_changes
+    return RunLog(run.folder / "log.jsonl", mark=run.now.log, accept=accept)
 
 
 def start(step: int, device: torch.device) -> Progress:

@@ -83,7 +83,7 @@ def try_largest(run: Run, gradients: Gradients, statistics: Statistics) -> None:
             "smaller --batch-size"
         ) from error
     gradients.clear()
-    statistics.restore_unless(torch.zeros((), dtype=torch.bool, device=run.device))
+    statistics.restore()
 
 
 def _blank(pictures: int, side: int, objects: int) -> Batch:

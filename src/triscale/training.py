@@ -19,10 +19,8 @@ import torch
 from triscale.anchors import Grid, make_grid
 from triscale.checkpoint import (
     remove_states,
-    require_space,
     require_unused,
     save_state,
-    save_values,
 )
 from triscale.config import to_dict
 from triscale.data.index import Index
@@ -31,24 +29,24 @@ from triscale.data.open import Data
 from triscale.data.plan import Plan, PlanSampler, subset
 from triscale.distributed import (
     Processes,
-    add_up,
     choose_device,
     join_processes,
+    meet,
     share_tensors,
     share_value,
     synchronise_batch_norm,
 )
-from triscale.epoch import finish_epoch, require_best, weights_to_come
+from triscale.epoch import finish_epoch, require_best, require_room
 from triscale.errors import UserError
 from triscale.evaluation import Evaluation
 from triscale.files import locked, remove_leftovers, write_atomically
 from triscale.gradients import Gradients, Statistics
 from triscale.guard import LAG, DivergedError, Echo, judge, require_finite_weights, roll_back
 from triscale.interrupt import Interrupted, stop_requests
-from triscale.log import LOSSES, Meter, Narrator, RunLog
+from triscale.log import LOSSES, Meter, Narrator
 from triscale.model.yolo import YOLOv3, build_model, same_network, skeleton
 from triscale.optim import SGD, parameter_groups, set_lr
-from triscale.progress import Run, identify, lasting, restore, snapshot, start
+from triscale.progress import Run, identify, lasting, open_log, restore, snapshot, start
 from triscale.recipe import Recipe, dump_recipe, require_unchanged
 from triscale.reporting import train_line, train_record
 from triscale.schedule import learning_rate
@@ -130,7 +128,7 @@ def train(
             for folder in (run, run / "predictions", run / "skipped"):
                 remove_leftovers(folder)
             remove_states(run / "last", everything.now.step, keep=recipe.checkpoint.keep)
-            _require_space(everything)
+            require_room(everything)
             write_atomically(run / "recipe.toml", dump_recipe(lasting(recipe)).encode())
         diverged_at = 0
         while True:
@@ -145,10 +143,7 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
     """The loop, from where the run is to its end."""
     recipe, config, plan, now = run.recipe, run.recipe.train, run.plan, run.now
     model, device, processes, narrator = run.model, run.device, run.processes, run.narrator
-    log = None
-    if processes.is_main:
-        accept = recipe.checkpoint.accept_changes
-        log = RunLog(run.folder / "log.jsonl", mark=now.log, accept=accept)
+    log = open_log(run)
     gradients, statistics = Gradients(model, notes=len(LOSSES) + 2), Statistics(model)
     echo, meter, last = Echo(lag=0 if device.type == "cpu" else LAG), Meter(), None
 
@@ -160,9 +155,6 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
     narrator.begin("training", plan.steps, done=now.step)
     if now.pending is not None:
         last = finish_epoch(run, log, on_batch=going_on)
-        if log:
-            now.log = log.flush()
-            save_values(run.folder / "last", snapshot(run))
     if log:
         require_best(run)
     if now.step >= plan.steps:
@@ -267,13 +259,10 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
                 save_state(run.folder / "last", snapshot(run), keep=recipe.checkpoint.keep)
             saved_at = time.monotonic()
         if stopping:
-            add_up(one, processes)  # wait for the main one: a launcher ends all when one has ended
+            meet(processes, device=device)  # a launcher ends all, the main one too, when one ends
             raise _interrupted(run)
         if end_of_epoch:
             last = finish_epoch(run, log, on_batch=going_on)
-            if log:
-                now.log = log.flush()
-                save_values(run.folder / "last", snapshot(run))
             meter.reset()
         waiting_since = time.perf_counter()
     return Result(run.folder, now.best, last)
@@ -335,14 +324,6 @@ def _require_agreement(run: Run, *, resume: bool) -> None:
             f"{run.folder}: process {run.processes.rank} finds another run folder or other data "
             "than the main one; all must see the same folders and get the same words"
         )
-
-
-def _require_space(run: Run) -> None:
-    """UserError if the disk has no room for what the run is going to write."""
-    weights = sum(tensor.nbytes for tensor in run.model.state_dict().values())
-    states = run.recipe.checkpoint.keep + 1  # the newest is written before the oldest goes
-    there = sum(file.stat().st_size for file in (run.folder / "last").glob("*.safetensors"))
-    require_space(run.folder, 2 * weights * states + weights * weights_to_come(run) - there)
 
 
 def _interrupted(run: Run) -> Interrupted:

@@ -23,10 +23,7 @@ from triscale.config import shown
 from triscale.data.build import Convention, Found, Picture, Read, Scan, finish
 from triscale.data.classes import require_names
 from triscale.data.options import DataConfig
-from triscale.data.pictures import (
-    PICTURE_SUFFIXES,
-    picture_sizes,
-)
+from triscale.data.pictures import PICTURE_SUFFIXES, picture_sizes
 from triscale.data.root import DataRoot
 from triscale.errors import UserError
 from triscale.files import read_lines, read_regular

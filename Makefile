@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint fuzz clean
+.PHONY: setup demo test lint fuzz bench bench-peers peers clean
 
 setup: $(VENV)/ready
 
@@ -33,6 +33,30 @@ fuzz: setup
 	TRISCALE_FUZZ_INPUTS=$${TRISCALE_FUZZ_INPUTS:-5000} \
 	TRISCALE_FUZZ_SEED=$${TRISCALE_FUZZ_SEED:-$$(date +%s)} \
 	$(BIN)/python -m pytest tests/fuzz/test_readers.py -n 0 -q -s
+
+# Every measurement, written into docs/benchmarks.md; bench-peers beside the other programs.
+bench: setup
+	$(BIN)/python benchmarks/run_all.py
+
+bench-peers: setup peers
+	$(BIN)/python benchmarks/run_all.py --peers
+
+# The other programs, each in an environment of its own: 6 GB together. PyPI has MXNet for
+# Python 3.11. A program that can't be installed is left out.
+PEER_PYTHON ?= python3.11
+
+peers:
+	@for name in gluoncv ultralytics; do \
+		list=benchmarks/peers/requirements-$$name.txt; \
+		test .peers/$$name/ready -nt $$list || { \
+			echo "making .peers/$$name" && \
+			$(PEER_PYTHON) -m venv .peers/$$name && \
+			.peers/$$name/bin/python -m pip install --quiet --disable-pip-version-check -r $$list && \
+			echo '{"task": "versions"}' | \
+				.peers/$$name/bin/python -W ignore benchmarks/peers/$$name.py && \
+			touch .peers/$$name/ready; \
+		} || echo "$$name couldn't be made: the benchmarks leave it out"; \
+	done
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .import_linter_cache

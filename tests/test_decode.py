@@ -72,14 +72,20 @@ def used_rows(decoded: Decoded, image: int) -> Rows:
 
 
 def random_case(
-    seed: int, lengths: tuple[int, ...], num_classes: int, *, levels: int, batch: int = 2
+    seed: int,
+    lengths: tuple[int, ...],
+    num_classes: int,
+    *,
+    levels: int,
+    batch: int = 2,
+    nan: float = 0.05,
 ) -> tuple[Tensor, Tensor]:
     """Boxes (B, N, 4) on a lattice, some inverted, and scores (B, N, C), some tied or NaN."""
     rng = np.random.default_rng(seed)
     shape = (batch, sum(lengths))
     corner, size = rng.integers(0, 6, (*shape, 2)), rng.integers(-1, 5, (*shape, 2))
     scores = rng.integers(0, levels + 1, (*shape, num_classes)) / np.float32(levels)
-    scores[rng.random(scores.shape) < 0.05] = np.nan
+    scores[rng.random(scores.shape) < nan] = np.nan
     boxes = np.concatenate([corner, corner + size], -1).astype(np.float32) * 7.3
     return torch.from_numpy(boxes), torch.from_numpy(scores.astype(np.float32))
 
@@ -94,6 +100,9 @@ def random_case(
         ((3, 12, 48), 5, 1000, DecodeConfig(top_k=50)),
         ((12, 48, 192), 4, 3, DecodeConfig(top_k=60, keep=20)),  # ties across all borders
         ((12, 48, 192), 4, 1, DecodeConfig(top_k=100)),  # ties only
+        ((12, 48, 192), 4, 10_000, DecodeConfig(top_k=60)),  # hardly any
+        ((12, 48, 192), 4, 300, DecodeConfig(top_k=30, score_threshold=0.0)),
+        ((12, 48, 192), 4, 5000, DecodeConfig(top_k=10_000, score_threshold=0.98)),
         ((12, 48), 20, 50, DecodeConfig(score_threshold=0.9)),  # few candidates
         ((12, 48), 3, 50, DecodeConfig(score_threshold=0.5, iou_threshold=0.05)),
         ((12, 48), 3, 50, DecodeConfig(top_k=70, keep=0)),
@@ -102,11 +111,16 @@ def random_case(
         ((12, 48), 3, 1, DecodeConfig(score_threshold=0.999999, top_k=1)),
     ],
 )
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("seed", "nan"), [(0, 0.05), (1, 0.05), (2, 0.0), (3, 0.0), (4, 0.001)])
 def test_nms_equals_the_loop(
-    lengths: tuple[int, ...], num_classes: int, levels: int, config: DecodeConfig, seed: int
+    lengths: tuple[int, ...],
+    num_classes: int,
+    levels: int,
+    config: DecodeConfig,
+    seed: int,
+    nan: float,
 ) -> None:
-    boxes, scores = random_case(seed, lengths, num_classes, levels=levels)
+    boxes, scores = random_case(seed, lengths, num_classes, levels=levels, nan=nan)
     decoded = nms(boxes, scores, lengths=lengths, config=config)
     assert decoded.scores.shape == (2, config.num_rows)
     assert decoded.labels.dtype == torch.int64
@@ -126,9 +140,67 @@ def test_nms_follows_a_chain_of_boxes_to_its_end() -> None:
     assert (decoded.labels[0, 30:] == -1).all()
 
 
+@pytest.mark.parametrize("levels", [1, 10_000])
+def test_the_way_of_a_gpu_gives_the_same(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There nothing is cut to size, because sizes would have to be waited for."""
+    lengths, config = (12, 48, 192), DecodeConfig(top_k=60, score_threshold=0.98)
+    boxes, scores = random_case(0, lengths, 4, levels=levels)
+    cut = nms(boxes, scores, lengths=lengths, config=config)
+    monkeypatch.setattr("triscale.decode._used", lambda wanted: wanted.shape[1])
+    whole = nms(boxes, scores, lengths=lengths, config=config)
+    assert all(torch.equal(a, b) for a, b in zip(cut, whole, strict=True))
+    assert (cut.labels >= 0).any()
+
+
 def test_nms_of_no_pictures() -> None:
     decoded = nms(torch.zeros(0, 6, 4), torch.zeros(0, 6, 2), lengths=(6,), config=DecodeConfig())
     assert decoded.boxes.shape == (0, 100, 4)
+
+
+def exact_logits(number: int) -> Tensor:
+    """Logits, extreme ones too, whose sigmoid is the same to the bit in every kernel of a CPU.
+
+    Kernels for vectors and for single numbers differ in the last bit of some, and which of them
+    comes to decode a score depends on its neighbours in memory.
+    """
+    extreme = torch.tensor([-torch.inf, -104.0, -30.0, 17.0, 18.0, 40.0, torch.inf])
+    logits = torch.cat([torch.linspace(-6, 6, number), extreme])
+    column = torch.stack([logits, logits], 1)[:, 0]
+    return logits[logits.repeat(64).sigmoid()[: len(logits)] == column.sigmoid()]
+
+
+@pytest.mark.parametrize("num_logits", [0, 3, 50, 20_000])  # from ties only to hardly any
+@pytest.mark.parametrize(
+    ("num_classes", "nan", "config"),
+    [
+        (1, 0.0, DecodeConfig()),
+        (7, 0.0, DecodeConfig()),
+        (7, 0.001, DecodeConfig()),
+        (7, 0.0, DecodeConfig(top_k=40, keep=0)),
+        (7, 0.001, DecodeConfig(top_k=40, score_threshold=0.0)),
+        (7, 0.0, DecodeConfig(top_k=1000, score_threshold=0.98)),
+        (7, 0.0, DecodeConfig(score_threshold=0.9999999, iou_threshold=1.0)),
+    ],
+)
+def test_detect_equals_nms_of_everything(
+    num_logits: int, num_classes: int, nan: float, config: DecodeConfig
+) -> None:
+    grid = make_grid(YOLO3_ANCHORS, (64, 96))
+    logits, n = exact_logits(num_logits), len(grid.cells)
+    rng = np.random.default_rng(num_logits)
+    raw = logits[torch.from_numpy(rng.integers(0, len(logits), (3, n, 5 + num_classes)))]
+    raw[..., 4:][torch.from_numpy(rng.random(raw[..., 4:].shape) < nan)] = torch.nan
+    raw[..., 2:4] = 0  # every kernel knows exp(0)
+    raw[2, :, 4] = -30  # nothing in the last picture
+    predictions = Predictions(raw[..., :2], raw[..., 2:4], raw[..., 4], raw[..., 5:])
+    boxes, scores = decode_boxes(predictions, grid), decode_scores(predictions)
+    lengths = tuple(3 * rows * columns for rows, columns in grid.maps)
+    decoded = detect(predictions, grid, config)
+    for i in range(3):
+        book = by_the_book(boxes[i].numpy(), scores[i].numpy(), lengths, config)
+        assert used_rows(decoded, i) == book
+    whole = nms(boxes, scores, lengths=lengths, config=config)
+    assert all(torch.equal(a, b) for a, b in zip(decoded, whole, strict=True))
 
 
 @pytest.mark.golden

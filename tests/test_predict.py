@@ -12,6 +12,7 @@ import torch
 
 from triscale.data.pictures import read_picture
 from triscale.errors import UserError
+from triscale.model.folded import FoldedCell
 from triscale.model.yolo import ModelConfig, build_model
 from triscale.pixels import InputConfig
 from triscale.predict import Detector, find_pictures, find_weights
@@ -147,6 +148,36 @@ def test_device_is_checked(weights: Path) -> None:
     for name in ("gpu", "meta", "cuda:x"):
         with pytest.raises(UserError, match=f"expected cpu, cuda, cuda:N or auto, got '{name}'"):
             Detector(weights, device=name)
+
+
+def test_precision(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision or not is said, or measured; constant predictions are the same in both."""
+    with pytest.raises(UserError, match="precision: expected fp32, bf16 or auto, got 'int8'"):
+        Detector(weights, device="cpu", precision="int8")  # type: ignore[arg-type]
+    picture = np.full((96, 96, 3), 99, np.uint8)
+    full = Detector(weights, device="cpu")
+    half = Detector(weights, device="cpu", precision="bf16")
+    assert (full.precision, half.precision) == ("fp32", "bf16")
+    types = [
+        {c.dtype for c in d.model.modules() if isinstance(c, FoldedCell)} for d in (full, half)
+    ]
+    assert types == [{torch.float32}, {torch.float32, torch.bfloat16}]
+    for ours, theirs in zip(half(picture), full(picture), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    monkeypatch.setattr("triscale.predict.faster_precision", lambda device: "bf16")
+    assert Detector(weights, device="cpu", precision="auto").precision == "bf16"
+
+
+def test_folding_changes_no_detection(trained: Path, devkit: Path) -> None:
+    """The Detector against the network as it was trained."""
+    picture = devkit / "VOC2007" / "JPEGImages" / "000001.jpg"
+    detector = Detector(trained, device="cpu")
+    found = detector(picture)
+    assert any(isinstance(module, FoldedCell) for module in detector.model.modules())
+    detector.model = load_weights(detector.path)[0]
+    plain = detector(picture)
+    assert len(plain.scores) > 10
+    np.testing.assert_allclose(found.scores, plain.scores, atol=1e-6)
 
 
 def test_downloaded_names(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,13 @@
-"""The rehearsal at the largest shape: it leaves no trace, and says what to do if it fails."""
+"""The rehearsal at the largest shape: it leaves no trace, and says what to do if it fails.
+
+And a batch in parts, and the memory that steps leave to each other.
+"""
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +127,30 @@ def test_accumulating_is_the_same_step(
         found = [record["loss"] for record in records(tmp_path / str(parts), "train")]
         assert found == pytest.approx(expected, rel=1e-5)
         assert found != expected, "another order of summation"
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+_FAULTS = """
+import resource, sys, torch
+from triscale.step import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [torch.zeros(20 << 18) for _ in range(4)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1] == "kept":
+    keep_freed_memory(torch.device("cpu"))
+print([faults() for _ in range(4)][-1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other ways")
+def test_freed_memory_is_kept() -> None:
+    """80 MiB are freed and wanted again: the system is asked for pages only by default."""
+    found = {
+        how: int(subprocess.check_output([sys.executable, "-c", _FAULTS, how]))
+        for how in ("kept", "default")
+    }
+    assert found["kept"] < 1000 < found["default"], found

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +15,34 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from tests.running import TIMES, MakeRecipe, assert_same_run, losses, records, run_quietly
+from tests.running import (
+    TIMES,
+    MakeRecipe,
+    assert_same_run,
+    losses,
+    records,
+    run_quietly,
+    same_tensors,
+)
+from triscale.anchors import make_grid
 from triscale.data.loader import make_loader
 from triscale.data.open import Data, open_dataset
+from triscale.data.pictures import read_picture
 from triscale.data.plan import PlanSampler
 from triscale.distributed import Processes
 from triscale.errors import UserError
+from triscale.gradients import Gradients, Statistics
+from triscale.guard import Echo
 from triscale.log import LOSSES, Narrator
 from triscale.model.yolo import build_model
-from triscale.optim import SGD
+from triscale.optim import SGD, parameter_groups
 from triscale.predict import find_weights
 from triscale.recipe import load_recipe
+from triscale.step import _blank, batch_losses
 from triscale.training import make_plan, train, training_index
 from triscale.weights.formats import load_weights
 from triscale.weights.native import read_tensors
@@ -108,6 +127,40 @@ def test_two_runs_are_equal(
     assert_same_run(tmp_path / "run", trained)
 
 
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_decoded_pictures_that_are_kept_change_nothing(
+    data: Data,
+    tiny_recipe: MakeRecipe,
+    tmp_path: Path,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twice, the second time with a cache on disk that is already full."""
+    monkeypatch.setenv("TRISCALE_CACHE", str(tmp_path / "cache"))
+    decoded: list[Path] = []
+
+    def read_counted(path: Path, *, reduction: int = 1) -> NDArray[np.uint8]:
+        decoded.append(path)
+        return read_picture(path, reduction=reduction)
+
+    monkeypatch.setattr("triscale.data.loader.read_picture", read_counted)
+    exact = (
+        "train.pictures=0",
+        "augment.fast_resize=false",
+        'augment.interpolations=["linear", "area"]',
+    )
+    plain = tmp_path / "plain"
+    run_quietly(tiny_recipe(*exact), data, plain)
+    without = len(decoded)
+    for run in (tmp_path / "first", tmp_path / "second"):
+        decoded.clear()
+        run_quietly(tiny_recipe(f"data.cache={kind}", *exact), data, run)
+        assert_same_run(run, plain)
+        assert len(set(decoded)) == len(decoded)  # none twice
+        assert len(decoded) < without
+    assert bool(decoded) == (kind == "ram")
+
+
 def test_golden_losses(data: Data, tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
     """20 steps with everything random switched on, against the series in golden_losses.txt."""
     recipe = tiny_recipe(
@@ -118,6 +171,7 @@ def test_golden_losses(data: Data, tiny_recipe: MakeRecipe, tmp_path: Path) -> N
         *("augment.mixup_off_epochs=4", "augment.random_shape=true", "augment.shape_min=64"),
         *("augment.shape_max=128", "augment.shape_interval=1", "loss.label_smooth=true"),
         *("schedule.mode=cosine", "schedule.warmup_epochs=1", "schedule.warmup_lr=0.00001"),
+        *("augment.fast_resize=false", 'augment.interpolations=["linear", "area"]'),
     )
     run_quietly(recipe, data, tmp_path / "run")
     found = [repr(record["loss"]) for record in losses(tmp_path / "run")]
@@ -352,6 +406,149 @@ def test_half_precision(
     assert first["loss"] != expected["loss"]
     tensors = read_tensors(tmp_path / "best.safetensors")[0]
     assert {t.dtype for t in tensors.values()} == {torch.float32, torch.int64}
+
+
+# --- compiled, and without waiting ---------------------------------------------------------------
+
+
+@pytest.fixture
+def compile_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """torch.compile with a backend that runs what was traced as it is, and notes each trace."""
+    calls: list[Any] = []
+
+    def noting(graph: Any, inputs: list[Any]) -> Any:
+        calls.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=noting))
+    yield calls
+    torch.compiler.reset()
+
+
+def test_a_compiled_run(
+    data: Data, tiny_recipe: MakeRecipe, tmp_path: Path, compile_calls: list[Any]
+) -> None:
+    """The same run to the bit, where the compiler changes nothing; each shape compiled once."""
+    words = (
+        *("model.backbone=tiny", "optim.lr=0.0001", "train.epochs=1"),
+        *("augment.random_shape=true", "augment.shape_min=64", "augment.shape_max=96"),
+        *("augment.shape_interval=1", "train.val_interval=0"),
+    )
+    run_quietly(tiny_recipe(*words), data, tmp_path / "plain")
+    assert compile_calls == []
+    recipe = tiny_recipe(*words, "train.compile=true")
+    run_quietly(recipe, data, tmp_path / "compiled")
+    assert losses(tmp_path / "compiled") == losses(tmp_path / "plain")
+    files = [find_weights(tmp_path / name) for name in ("compiled", "plain")]
+    assert same_tensors(*files)
+    index = training_index(recipe, data)
+    sides = {make_plan(recipe, index, Processes()).size_of(step) for step in range(2)}
+    assert len(compile_calls) == len({(96, 96), *sides})  # the rehearsal is at the largest
+
+
+def test_a_compiler_that_fails_is_told(
+    data: Data, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(graph: Any, inputs: list[Any]) -> Any:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=failing))
+    with pytest.raises(UserError, match=r"^train\.compile: .*no compiler.*train\.compile=false$"):
+        run_quietly(tiny_recipe("train.compile=true", "model.backbone=tiny"), data, tmp_path)
+    torch.compiler.reset()
+
+
+class Moves(TorchDispatchMode):
+    """Refuses tensors that come from another device: such a copy waits for the device too.
+
+    On the meta device that is all that has to be looked for: a value, or a shape that depends on
+    values, can't be had there, and asking for it raises.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)]
+        if len({tensor.device for tensor in tensors}) > 1:
+            raise RuntimeError(f"{func} from one device to another")
+        return result
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x.tolist(),
+        lambda x: x[x > 0],
+        lambda x: x + torch.ones(3).to("meta"),
+    ],
+)
+def test_what_waits_is_found(work: Callable[[torch.Tensor], Any]) -> None:
+    with Moves(), pytest.raises((RuntimeError, NotImplementedError)):
+        work(torch.ones(3, device="meta"))
+
+
+def test_nothing_in_a_step_waits_for_the_device(
+    tiny_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole step on a device without memory: there a value can't even be read."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it doesn't know meta
+    meta, recipe = torch.device("meta"), tiny_recipe()
+    model = build_model(recipe.model, 6, generator=torch.Generator()).to(meta)
+    optimizer = SGD(parameter_groups(model, recipe.optim), lr=0.1)
+    gradients, statistics = Gradients(model, notes=6), Statistics(model)
+    batch = _blank(3, 64, 4).to(meta)
+    grid = make_grid(model.anchors, (64, 64), device=meta)
+    for repeat in range(2):  # the first time makes constants
+        if repeat:  # from numbers on the host, unseen by the mode
+            monkeypatch.setattr(torch, "tensor", None)
+        with Moves() if repeat else nullcontext():
+            gradients.clear()
+            statistics.keep()
+            for part in batch.split(2):
+                losses = batch_losses(model, part, grid, recipe=recipe, global_batch=3)
+                losses.total.backward()
+                gradients.notes[:4] += torch.stack(losses).detach()
+            gradients.notes[4].fill_(True)
+            ok = gradients.finite()
+            gradients.clear_unless(ok)
+            statistics.restore_unless(ok)
+            optimizer.step(ok=ok)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("words", [(), ("train.precision=bf16", "train.accumulate=2")])
+def test_the_loop_does_not_wait_for_the_gpu(
+    words: tuple[str, ...],
+    data: Data,
+    tiny_recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the clearing of the gradients to the sending of the news, in the loop itself."""
+    clear, send = Gradients.clear, Echo.send
+    watched: list[int] = []
+
+    def begin(self: Gradients) -> None:
+        clear(self)
+        if len(watched) >= 2:  # the first steps make constants and pin memory
+            torch.cuda.set_sync_debug_mode("error")
+
+    def end(self: Echo, step: int, notes: torch.Tensor, ok: torch.Tensor) -> None:
+        send(self, step, notes, ok)
+        torch.cuda.set_sync_debug_mode("default")
+        watched.append(step)
+
+    monkeypatch.setattr(Gradients, "clear", begin)
+    monkeypatch.setattr(Echo, "send", end)
+    try:
+        run_quietly(tiny_recipe("train.device=cuda", *words), data, tmp_path)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(watched) == 7
 
 
 def test_syncbn_alone_changes_nothing(

@@ -47,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch-size", type=int, default=8, metavar="N")
     evaluate.add_argument("--workers", type=int, default=0, metavar="N")
     evaluate.add_argument("--device", default="auto", metavar="D")
+    _add_precision(evaluate)
     evaluate.add_argument("--json", action="store_true", help="one JSON object on stdout")
     _add_set(evaluate)
 
@@ -56,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", metavar="DIR", help="for drawn pictures (default: predictions)")
     predict.add_argument("--score", type=float, default=0.3, metavar="T", help="least score shown")
     predict.add_argument("--device", default="auto", metavar="D")
+    _add_precision(predict)
     predict.add_argument(
         "--json", action="store_true", help="one JSON object per picture on stdout"
     )
@@ -81,6 +83,15 @@ def make_parser() -> argparse.ArgumentParser:
     recipes = commands.add_parser("recipes", help="list the shipped recipes, or print one")
     recipes.add_argument("name", nargs="?", metavar="NAME")
     return parser
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16", "auto"],
+        default="fp32",
+        help="what the network computes in; auto: bf16 if it is faster here (default: fp32)",
+    )
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:

@@ -135,6 +135,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         workers=arguments.workers,
         device=arguments.device,
+        precision=arguments.precision,
         overrides=arguments.overrides,
     )
     if arguments.json:
@@ -157,7 +158,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from triscale.predict import Detector, find_pictures
 
     pictures = find_pictures(arguments.sources)
-    detector = Detector(arguments.weights, device=arguments.device)
+    detector = Detector(arguments.weights, device=arguments.device, precision=arguments.precision)
     out = Path(arguments.out or "predictions") if arguments.out or not arguments.json else None
     if out:
         out.mkdir(parents=True, exist_ok=True)

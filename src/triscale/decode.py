@@ -2,7 +2,8 @@
 
 Decoding is YOLOv3 (Redmon and Farhadi 2018, section 2.1). The suppression gives the reference's
 result to the row, ties included, but has only static shapes and no loop over images or classes, so
-that a batch of B costs little more than one picture and a GPU is never asked how much it found.
+that a batch of B costs little more than one picture and a GPU is never asked how much it found. On
+a CPU asking is free: there all work is cut down to the predictions that can matter.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from triscale.anchors import Grid
-from triscale.boxes import clip_boxes, pairwise_iou
+from triscale.boxes import box_area, clip_boxes
 from triscale.errors import UserError
 from triscale.pixels import Fit, placement
 from triscale.types import Detections, Predictions
@@ -32,6 +33,10 @@ class Decoded(NamedTuple):
 
 
 MAX_TOP_K = 20_000  # the suppression compares each with each
+SPARE = 32  # positions beyond `top_k` in which ties at its end are looked for
+# What a position's best score may lack when it comes from its best logit: kernels for the sigmoid
+# differ by an ulp or two, and none promises to be monotone.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -66,25 +71,53 @@ class DecodeConfig:
 
 def decode_boxes(predictions: Predictions, grid: Grid) -> Tensor:
     """Boxes (B, N, 4), float32 xyxy in pixels of the network input, not clipped."""
-    # float(): under autocast the logits are half precision, and a half near 400 px is 0.25 px wide.
-    centres = (predictions.centres.float().sigmoid() + grid.cells) * grid.strides
-    half = predictions.scales.float().exp() * grid.anchors / 2
-    return torch.cat([centres - half, centres + half], -1)
+    centres, scales = _planes(predictions.centres), _planes(predictions.scales)  # (2, B, N)
+    cells, strides, anchors = (_planes(f) for f in (grid.cells, grid.strides, grid.anchors))
+    centres = (centres.sigmoid() + cells) * strides
+    half = scales.exp() * anchors / 2
+    return torch.cat([centres - half, centres + half]).movedim(0, -1)
 
 
 def decode_scores(predictions: Predictions) -> Tensor:
     """Scores (B, N, C), float32: the confidence that there is an object times that of the class."""
-    objectness = predictions.objectness.float().sigmoid()
+    # contiguous(): a column of the network's output would be decoded number by number.
+    objectness = predictions.objectness.float().contiguous().sigmoid()
     return predictions.classes.float().sigmoid() * objectness[..., None]
 
 
 def detect(predictions: Predictions, grid: Grid, config: DecodeConfig) -> Decoded:
-    """The detections of a batch; nothing here needs gradients or grows with what is found."""
+    """The detections of a batch: `nms` of its decoded boxes and scores, without most of them.
+
+    Nothing here needs gradients; on a GPU nothing grows with what is found.
+    """
     with torch.no_grad():
-        boxes, scores = decode_boxes(predictions, grid), decode_scores(predictions)
+        # The sigmoid rises, so the class with the best logit has the best score of its position.
+        best = predictions.classes.amax(-1).float().sigmoid()
+        best *= predictions.objectness.float().contiguous().sigmoid()
+        positions = _shortlist(best, config)  # (B, S)
+        scores = decode_scores(
+            predictions._replace(
+                objectness=_rows(predictions.objectness, positions),
+                classes=_rows(predictions.classes, positions),
+            )
+        )
         cells = [rows * columns for rows, columns in grid.maps]
-        num_anchors = boxes.shape[1] // sum(cells)
-        return nms(boxes, scores, lengths=tuple(num_anchors * n for n in cells), config=config)
+        num_anchors = best.shape[1] // sum(cells)
+        lengths = tuple(num_anchors * n for n in cells)
+        pairs = _best_pairs(scores, positions, lengths=lengths, config=config)
+        positions = pairs.positions  # (B, K)
+        boxes = decode_boxes(
+            predictions._replace(
+                centres=_rows(predictions.centres, positions),
+                scales=_rows(predictions.scales, positions),
+            ),
+            grid._replace(
+                cells=grid.cells[positions],
+                strides=grid.strides[positions],
+                anchors=grid.anchors[positions],
+            ),
+        )
+        return _suppressed(boxes, pairs, config)
 
 
 def nms(
@@ -97,29 +130,9 @@ def nms(
     position. NaN scores drop out. A box suppresses another of its class if their IoU is above the
     threshold.
     """
-    num_classes = scores.shape[2]
-    # A position's rank for class 0, and what each further class adds to it.
-    first, step = _reference_order(lengths, num_classes, device=scores.device)
-    scores = scores.nan_to_num(nan=-1.0)
-
-    # Of N * C pairs the best K lie in the K positions whose own best pairs are best: a pair in
-    # any other position has K better ones before it. So the large sort is over N, not N * C.
-    best, label = scores.max(-1)  # of equal classes the first, which is also the first in order
-    key = _sort_key(best, first + label * step)
-    position = key.topk(min(config.top_k, key.shape[1])).indices  # (B, P)
-    index = position[..., None].expand(-1, -1, num_classes)  # (B, P, C)
-    rank = first[position][..., None] + step[position][..., None] * _classes(scores)
-    key = _sort_key(scores.gather(1, index), rank).flatten(1)  # (B, P * C)
-    pair = key.topk(min(config.top_k, key.shape[1])).indices  # (B, K)
-
-    labels = pair % num_classes
-    position = position.gather(1, pair // num_classes)  # (B, K)
-    boxes = boxes.gather(1, position[..., None].expand(-1, -1, 4))  # (B, K, 4)
-    scores = scores.flatten(1).gather(1, position * num_classes + labels)  # (B, K)
-    alive = scores > config.score_threshold
-    if config.suppress:
-        alive = _suppress(boxes, labels, alive, iou_threshold=config.iou_threshold)
-    return _compact(boxes, scores, labels, alive, num_rows=config.num_rows)
+    positions = _shortlist(scores.amax(-1), config)
+    pairs = _best_pairs(_rows(scores, positions), positions, lengths=lengths, config=config)
+    return _suppressed(_rows(boxes, pairs.positions), pairs, config)
 
 
 def detections(
@@ -145,6 +158,95 @@ def detections(
     return found
 
 
+def _planes(field: Tensor) -> Tensor:
+    """(B, N, 2) or (N, 2) -> (2, B, N) or (2, 1, N), float32.
+
+    One coordinate after the other, because a vector instruction wants more neighbours than two.
+    float32, because under autocast the logits are half precision, which near 400 px is 0.25 px.
+    """
+    planes = torch.stack(field.float().unbind(-1))
+    return planes if planes.ndim == 3 else planes[:, None]
+
+
+class _Pairs(NamedTuple):
+    """The best (position, class) pairs of each picture, best first."""
+
+    positions: Tensor  # (B, K) int64 index into N
+    labels: Tensor  # (B, K) int64
+    scores: Tensor  # (B, K) float32
+    alive: Tensor  # (B, K) bool: the score is above the threshold
+
+
+def _shortlist(best: Tensor, config: DecodeConfig) -> Tensor:
+    """The positions (B, S), in no order, that hold the best `top_k` pairs, by best scores (B, N).
+
+    Of N * C pairs the best K lie in the K positions whose own best pairs are best: a pair in any
+    other position has K better ones before it. Positions that tie with the K-th are listed too;
+    those without a score above the threshold needn't be.
+    """
+    batch, n = best.shape
+    everything = torch.arange(n, device=best.device).expand(batch, n)
+    if best.device.type != "cpu":
+        return everything  # to ask how long the list must be is to wait for the device
+    values, positions = best.topk(min(config.top_k + SPARE, n))
+    least = values.new_full((batch, 1), config.score_threshold)
+    if n > config.top_k:
+        least = least.maximum(values[:, config.top_k - 1, None])
+    # Below 1e-37 floats lose digits, and no relative margin holds.
+    listed = _used(values >= least * (1 - ROUNDING) - 1e-37)
+    # NaN is a position's best as soon as one of its classes has it, and sorts before all numbers.
+    if listed == values.shape[1] or bool(values[:, :1].isnan().any()):
+        return everything
+    return positions[:, :listed]
+
+
+def _best_pairs(
+    scores: Tensor, positions: Tensor, *, lengths: tuple[int, ...], config: DecodeConfig
+) -> _Pairs:
+    """The best `top_k` of the scores (B, S, C) of the positions (B, S), ties in the right order."""
+    num_classes = scores.shape[2]
+    # A position's rank for class 0, and what each further class adds to it.
+    first, step = _reference_order(lengths, num_classes, device=scores.device)
+    scores = scores.nan_to_num(nan=-1.0)
+    if positions.shape[1] > config.top_k:
+        best, label = scores.max(-1)  # of equal classes the first, which is also first in order
+        key = _sort_key(best, first[positions] + label * step[positions])
+        column = key.topk(config.top_k).indices
+        positions, scores = positions.gather(1, column), _rows(scores, column)
+    classes = torch.arange(num_classes, device=scores.device)
+    rank = first[positions][..., None] + step[positions][..., None] * classes  # (B, P, C)
+    key = _sort_key(scores, rank).flatten(1)
+    pair = key.topk(min(config.top_k, key.shape[1])).indices  # (B, K)
+    scores = scores.flatten(1).gather(1, pair)
+    alive = scores > config.score_threshold
+    positions = positions.gather(1, pair // num_classes)
+    used = _used(alive)
+    fields = (positions, pair % num_classes, scores, alive)
+    return _Pairs(*(field[:, :used] for field in fields))
+
+
+def _suppressed(boxes: Tensor, pairs: _Pairs, config: DecodeConfig) -> Decoded:
+    """What is left of the pairs and their boxes (B, K, 4)."""
+    alive = pairs.alive
+    if config.suppress:
+        alive = _suppress(boxes, pairs.labels, alive, iou_threshold=config.iou_threshold)
+    return _compact(boxes, pairs.scores, pairs.labels, alive, num_rows=config.num_rows)
+
+
+def _used(wanted: Tensor) -> int:
+    """How many columns of (B, K), whose wanted ones come first, are wanted; on a GPU all of them.
+
+    There the answer would have to be waited for.
+    """
+    return int(wanted.any(0).sum()) if wanted.device.type == "cpu" else wanted.shape[1]
+
+
+def _rows(field: Tensor, positions: Tensor) -> Tensor:
+    """The rows (B, S, ...) of a field (B, N, ...) at the positions (B, S)."""
+    index = positions.reshape(*positions.shape, *[1] * (field.ndim - 2))
+    return field.gather(1, index.expand(-1, -1, *field.shape[2:]))
+
+
 def _reference_order(
     lengths: tuple[int, ...], num_classes: int, *, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -161,10 +263,6 @@ def _reference_order(
     return torch.cat(first), torch.cat(step)
 
 
-def _classes(scores: Tensor) -> Tensor:
-    return torch.arange(scores.shape[-1], device=scores.device)
-
-
 def _sort_key(scores: Tensor, rank: Tensor) -> Tensor:
     """int64 keys that fall with the score, then with the rank: no two equal, so any sort is stable.
 
@@ -175,20 +273,38 @@ def _sort_key(scores: Tensor, rank: Tensor) -> Tensor:
 
 def _suppress(boxes: Tensor, labels: Tensor, alive: Tensor, *, iou_threshold: float) -> Tensor:
     """Which of the boxes (B, K, 4), best first, survive; labels (B, K), alive (B, K) -> (B, K)."""
-    same = labels[:, :, None] == labels[:, None, :]
-    beats = ((pairwise_iou(boxes, boxes) > iou_threshold) & same).triu(1)  # (B, K, K): i beats j
-    weights = beats.float()  # a product of matrices is ten times faster than `any`
+    beats = _beats(boxes, labels, iou_threshold=iou_threshold)
     # The greedy rule "j survives if no survivor beats it" has one solution, because only better
     # boxes beat: after r rounds of applying it at least the first r boxes are right. Real pictures
     # settle in a few rounds. Asking whether they did is a device sync, the only one here.
     survives = alive
     for _ in range(boxes.shape[1]):
         before = survives
-        beaten = torch.bmm(before[:, None, :].float(), weights)[:, 0] > 0  # (B, K)
+        beaten = torch.bmm(before[:, None, :].float(), beats)[:, 0] > 0  # (B, K)
         survives = alive & ~beaten
         if torch.equal(survives, before):
             break
     return survives
+
+
+def _beats(boxes: Tensor, labels: Tensor, *, iou_threshold: float) -> Tensor:
+    """(B, K, K) float: 1 where box i suppresses box j, if it survives; i is better than j.
+
+    `pairwise_iou` to the bit, in a quarter of its time: in place, one coordinate after the other,
+    and in floats, because a comparison in place is five times as fast as one that makes bools.
+    """
+    left, top, right, bottom = boxes.movedim(-1, 0).contiguous()  # (B, K) each
+    inter = _shared(left, right).mul_(_shared(top, bottom))  # (B, K, K)
+    areas, labels = box_area(boxes), labels.float()
+    union = (areas[:, :, None] + areas[:, None]).sub_(inter).add_(1e-15)
+    same = (labels[:, :, None] - labels[:, None]).eq_(0)
+    return inter.div_(union).gt_(iou_threshold).mul_(same).triu_(1)
+
+
+def _shared(low: Tensor, high: Tensor) -> Tensor:
+    """The lengths (B, K, K) that intervals from `low` (B, K) to `high` share, each with each."""
+    length = torch.minimum(high[:, :, None], high[:, None])
+    return length.sub_(torch.maximum(low[:, :, None], low[:, None])).clamp_(min=0)
 
 
 def _compact(

@@ -56,6 +56,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def processes_here() -> int:
+    """How many of the processes that torchrun started are on this machine."""
+    said = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(said) if said.isdecimal() and int(said) else 1
+
+
 @contextmanager
 def join_processes(device: torch.device) -> Generator[Processes]:
     """The processes that torchrun started, joined while the block runs; else just this one."""

@@ -41,6 +41,7 @@ def finish_epoch(
             input_config=run.recipe.input,
             batch_size=max(1, run.plan.batch_size // run.processes.world_size),
             workers=config.workers,
+            decoded=run.decoded[1],
             device=run.device,
             processes=run.processes,
             on_batch=on_batch,

@@ -12,6 +12,7 @@ import torch
 
 from triscale.anchors import make_grid
 from triscale.data.augment import AugmentConfig
+from triscale.data.decoded import DecodedPictures
 from triscale.data.index import Index
 from triscale.data.loader import make_loader
 from triscale.data.plan import validation_draws
@@ -94,6 +95,7 @@ def evaluate(
     decode: DecodeConfig | None = None,
     batch_size: int = 8,
     workers: int = 0,
+    decoded: DecodedPictures | None = None,
     device: torch.device | None = None,
     processes: Processes | None = None,
     on_batch: Callable[[], None] | None = None,
@@ -114,6 +116,7 @@ def evaluate(
         input_config=input_config,
         batch_size=batch_size,
         workers=workers,
+        decoded=decoded,
         device=device or next(model.parameters()).device,
         processes=processes or Processes(),
         on_batch=on_batch or (lambda: None),
@@ -130,6 +133,7 @@ def detect_all(
     input_config: InputConfig,
     batch_size: int,
     workers: int,
+    decoded: DecodedPictures | None,
     device: torch.device,
     processes: Processes,
     on_batch: Callable[[], None],
@@ -153,7 +157,12 @@ def detect_all(
     try:
         with torch.inference_mode():
             loader = make_loader(
-                index, draws, config=AugmentConfig(), workers=workers, fit=input_config.fit
+                index,
+                draws,
+                config=AugmentConfig(),
+                workers=workers,
+                fit=input_config.fit,
+                decoded=decoded,
             )
             for batch in loader:
                 images = network_input(batch.to(device), input_config)

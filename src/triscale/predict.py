@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,8 +20,9 @@ from triscale.data.pictures import is_picture, read_picture
 from triscale.decode import DecodeConfig, detect, detections
 from triscale.distributed import choose_device
 from triscale.errors import UserError
+from triscale.model.folded import DTYPES, Precision, faster_precision, fold
 from triscale.pixels import network_input
-from triscale.types import Detections, Sample
+from triscale.types import Batch, Detections, Sample
 from triscale.weights.formats import cached, load_weights
 from triscale.weights.zoo import ZOO
 
@@ -28,14 +31,22 @@ class Detector:
     """Weights that are ready to use: `Detector("runs/mine")("picture.jpg")`.
 
     `weights` is a weights file of any format that weights/formats.py knows, a run folder (its best
-    weights), or the name of downloaded weights. Raises UserError if it can't be read.
+    weights), or the name of downloaded weights. `precision` is what the network computes in; `auto`
+    measures which is faster here. Raises UserError if the weights can't be read.
     """
 
-    def __init__(self, weights: str | Path, *, device: str = "auto") -> None:
+    def __init__(
+        self,
+        weights: str | Path,
+        *,
+        device: str = "auto",
+        precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    ) -> None:
         self.path = find_weights(Path(weights))
-        self.model, self.info = load_weights(self.path)
         self.device = choose_device(device)
-        self.model.to(self.device)
+        self.precision = _choose_precision(precision, self.device)
+        model, self.info = load_weights(self.path)
+        self.model = fold(model.to(self.device), dtype=DTYPES[self.precision])
         self.decode = build(
             DecodeConfig, self.info.recipe.get("decode", {}), where=f"{self.path}: decode"
         )
@@ -51,15 +62,20 @@ class Detector:
         """The detections in a picture file or an RGB array (H, W, 3), best first, in its pixels."""
         return self.batch([image])[0]
 
-    def batch(self, images: list[str | Path | NDArray[np.uint8]]) -> list[Detections]:
+    def batch(self, images: Sequence[str | Path | NDArray[np.uint8]]) -> list[Detections]:
         """The detections in each of some pictures, computed together."""
         size, fit = (self.info.size, self.info.size), self.info.input.fit
-        samples = [val_transform(_sample(image), size, fit=fit) for image in images]
-        batch = collate(samples).to(self.device)
+        batch = self.prepare(images)
         with torch.inference_mode():
             predictions = self.model(network_input(batch, self.info.input))
             decoded = detect(predictions, self._grid, self.decode)
         return detections(decoded, size, original_sizes=batch.original_sizes, fit=fit)
+
+    def prepare(self, images: Sequence[str | Path | NDArray[np.uint8]]) -> Batch:
+        """Some pictures at the network's size, on its device."""
+        size, fit = (self.info.size, self.info.size), self.info.input.fit
+        samples = [val_transform(_sample(image), size, fit=fit) for image in images]
+        return collate(samples).to(self.device)
 
 
 def find_weights(path: Path) -> Path:
@@ -102,6 +118,16 @@ def find_pictures(sources: list[str]) -> list[Path]:
             )
         found.extend(inside)
     return found
+
+
+def _choose_precision(name: str, device: torch.device) -> Precision:
+    """The precision for fp32, bf16 or auto."""
+    if name == "auto":
+        return faster_precision(device)
+    for precision in DTYPES:
+        if name == precision:
+            return precision
+    raise UserError(f"precision: expected fp32, bf16 or auto, got '{name}'")
 
 
 def _sample(image: str | Path | NDArray[np.uint8]) -> Sample:

@@ -13,6 +13,7 @@ from torch import Tensor
 import triscale
 from triscale.checkpoint import State, fingerprint, load_state
 from triscale.config import to_dict
+from triscale.data.decoded import DecodedPictures
 from triscale.data.index import Index
 from triscale.data.open import Data
 from triscale.data.plan import Plan
@@ -47,6 +48,8 @@ class Run:
     recipe: Recipe
     data: Data
     index: Index  # the pictures of the plan
+    # those of the plan and of validation that are kept, if any are
+    decoded: tuple[DecodedPictures | None, DecodedPictures | None]
     identity: Mapping[str, Any]  # what it can't go on without; see `identify`
     plan: Plan
     model: YOLOv3

@@ -40,7 +40,9 @@ class TrainConfig:
     seed: int = 233
     workers: int = 4  # data loading processes per device; 0: none
     device: str = "auto"  # cpu | cuda | cuda:N | auto
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the network; the loss is always fp32
+    # of the network, the loss is always fp32; auto: bf16 where a look at the start finds it faster
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    compile: bool = False  # the network goes through PyTorch's compiler, once for each shape
     syncbn: bool = False  # batch statistics over all processes
     accumulate: int = 1  # parts in which a process's share of a batch goes through the network
     start_epoch: int = 0  # begin here, with the weights of init (a resumed run needs no such thing)

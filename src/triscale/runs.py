@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -55,15 +56,19 @@ def resume_run(run: Path, *, overrides: Sequence[str] = ()) -> Result:
     path = run / "recipe.toml"
     if path.is_file():
         require_unchanged(path)
-        recipe = load_recipe(path, overrides=overrides)
+        begun, recipe = load_recipe(path), load_recipe(path, overrides=overrides)
     elif has_state(run):  # whose recipe is the same
         table = dict(load_state(run / "last")[0].values["recipe"])
-        recipe = make_recipe(table, overrides=overrides, source=f"{run / 'last'}: recipe")
+        source = f"{run / 'last'}: recipe"
+        begun = make_recipe(table, source=source)
+        recipe = make_recipe(table, overrides=overrides, source=source)
     else:
         raise UserError(
             f"{run}: expected a run folder with recipe.toml; "
             f"start the run anew (triscale train DATA --out {run})"
         )
+    if recipe.train.precision == "auto":  # settled when the run began
+        recipe = replace(recipe, train=replace(recipe.train, precision=begun.train.precision))
     return _run(recipe, run, resume=True)
 
 
@@ -77,6 +82,7 @@ def evaluate_weights(
     batch_size: int = 8,
     workers: int = 0,
     device: str = "auto",
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
     overrides: Sequence[str] = (),
 ) -> Evaluation:
     """Measure weights on a split; the weights' own recipe says how, unless it is overridden."""
@@ -84,7 +90,7 @@ def evaluate_weights(
         raise UserError("expected --batch-size >= 1 and --workers >= 0")
     if size is not None:
         require_size(size, source="--size")
-    detector = Detector(weights, device=device)
+    detector = Detector(weights, device=device, precision=precision)
     table = {key: dict(detector.info.recipe.get(key, {})) for key in ("data", "decode", "evaluate")}
     table["input"] = to_dict(detector.info.input)
     for key in ("path", "train", "val", "classes", "num_samples", "skip_bad", "outside"):

@@ -1,7 +1,9 @@
-"""One step's work on a batch: the losses, and the largest batch as a rehearsal."""
+"""One step's work on a batch: the losses, the largest batch as a rehearsal, and its memory."""
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +21,11 @@ from triscale.progress import Run
 from triscale.recipe import Recipe
 from triscale.types import Batch, Losses
 
+# mallopt(3), and the most that glibc allows for the threshold
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MMAP_THRESHOLD_MAX = 32 << 20
+
+# "auto" has become one of them before the first step
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -40,6 +47,20 @@ def batch_losses(
         decoded = decode_boxes(predictions, grid)
     ignore = ignored(decoded, batch.boxes, batch.labels, threshold=recipe.loss.ignore_iou)
     return yolo_loss(predictions, targets, ignore, recipe.loss, global_batch=global_batch)
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """Let what a step on a CPU frees stay with the process, for the next step.
+
+    By itself glibc gives it back to the system after each backward pass, and in the next forward
+    pass the system fills every page with zeros again: up to a seventh of a step's time. Tensors
+    above 32 MiB still come and go. Processes that are forked inherit this.
+    """
+    if device.type == "cpu":
+        with suppress(AttributeError, OSError):  # another C library
+            libc = ctypes.CDLL(None)
+            libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_MAX)
+            libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def parts_of_share(run: Run) -> int:
@@ -65,12 +86,7 @@ def try_largest(run: Run, gradients: Gradients, statistics: Statistics) -> None:
     objects = int(np.diff(run.index.offsets).max()) * (1 + augment.mixup)
     statistics.keep()
     try:
-        batch = _blank(pictures, side, objects).to(run.device)
-        grid = make_grid(run.model.anchors, (side, side), device=run.device)
-        losses = batch_losses(
-            run.model, batch, grid, recipe=run.recipe, global_batch=run.plan.batch_size
-        )
-        losses.total.backward()
+        rehearse(run.model, run.recipe, pictures=pictures, side=side, objects=objects).backward()
         for param in run.model.parameters():
             run.optimizer.velocity(param)  # they take memory from the first step on
     except Exception as error:
@@ -86,8 +102,18 @@ def try_largest(run: Run, gradients: Gradients, statistics: Statistics) -> None:
     statistics.restore()
 
 
+def rehearse(
+    model: YOLOv3, recipe: Recipe, *, pictures: int, side: int, objects: int
+) -> torch.Tensor:
+    """The loss of a grey batch with room for so many objects in each picture."""
+    device = next(model.parameters()).device
+    grid = make_grid(model.anchors, (side, side), device=device)
+    batch = _blank(pictures, side, objects).to(device)
+    return batch_losses(model, batch, grid, recipe=recipe, global_batch=pictures).total
+
+
 def _blank(pictures: int, side: int, objects: int) -> Batch:
-    """A grey batch with room for so many objects in each picture."""
+    """Grey pictures without objects."""
     return Batch(
         images=torch.full((pictures, side, side, 3), 128, dtype=torch.uint8),
         boxes=torch.full((pictures, objects, 4), -1.0),

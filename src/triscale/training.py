@@ -23,15 +23,18 @@ from triscale.checkpoint import (
     save_state,
 )
 from triscale.config import to_dict
+from triscale.data.decoded import open_decoded
 from triscale.data.index import Index
 from triscale.data.loader import make_loader
 from triscale.data.open import Data
 from triscale.data.plan import Plan, PlanSampler, subset
+from triscale.data.prefetch import on_device
 from triscale.distributed import (
     Processes,
     choose_device,
     join_processes,
     meet,
+    processes_here,
     share_tensors,
     share_value,
     synchronise_batch_norm,
@@ -44,13 +47,15 @@ from triscale.gradients import Gradients, Statistics
 from triscale.guard import LAG, DivergedError, Echo, judge, require_finite_weights, roll_back
 from triscale.interrupt import Interrupted, stop_requests
 from triscale.log import LOSSES, Meter, Narrator
+from triscale.model.compiled import compiled, compiling
 from triscale.model.yolo import YOLOv3, build_model, same_network, skeleton
 from triscale.optim import SGD, parameter_groups, set_lr
+from triscale.precision import settle_precision
 from triscale.progress import Run, identify, lasting, open_log, restore, snapshot, start
 from triscale.recipe import Recipe, dump_recipe, require_unchanged
 from triscale.reporting import train_line, train_record
 from triscale.schedule import learning_rate
-from triscale.step import batch_losses, parts_of_share, try_largest
+from triscale.step import batch_losses, keep_freed_memory, parts_of_share, try_largest
 
 
 class Result(NamedTuple):
@@ -90,16 +95,31 @@ def train(
             recipe = replace(recipe, data=replace(recipe.data, path=path))
         index = training_index(recipe, data)
         plan = make_plan(recipe, index, processes)
+        kept, kept_val = open_decoded(
+            [index, data.val], recipe.data, say=narrator.say, processes=processes_here()
+        )
         model = _network(recipe, data, model, resume=resume)
         if recipe.train.syncbn and processes.world_size > 1:
+            if recipe.train.compile:
+                raise UserError(
+                    "train.compile: batch norms that talk to other processes can't be compiled; "
+                    "use --set train.syncbn=false or --set train.compile=false"
+                )
             synchronise_batch_norm(model)
+        if recipe.train.compile:
+            stack.enter_context(compiling(_num_shapes(recipe)))
         model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        keep_freed_memory(device)
+        recipe, said = settle_precision(recipe, model, device=device, processes=processes)
+        if said:
+            narrator.say(said)
         groups = parameter_groups(model, recipe.optim)
         everything = Run(
             folder=run,
             recipe=recipe,
             data=data,
             index=index,
+            decoded=(kept, kept_val),
             identity=identify(recipe, index, data.val),
             plan=plan,
             model=model,
@@ -143,6 +163,7 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
     """The loop, from where the run is to its end."""
     recipe, config, plan, now = run.recipe, run.recipe.train, run.plan, run.now
     model, device, processes, narrator = run.model, run.device, run.processes, run.narrator
+    network = compiled(model) if config.compile else model  # the same tensors
     log = open_log(run)
     gradients, statistics = Gradients(model, notes=len(LOSSES) + 2), Statistics(model)
     echo, meter, last = Echo(lag=0 if device.type == "cpu" else LAG), Meter(), None
@@ -160,7 +181,7 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
     if now.step >= plan.steps:
         narrator.say(f"step {now.step} of {plan.steps}: nothing is left to do")
     else:
-        try_largest(run, gradients, statistics)
+        try_largest(replace(run, model=network), gradients, statistics)
 
     batches = make_loader(
         run.index,
@@ -173,6 +194,7 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
         ),
         config=recipe.augment,
         workers=config.workers,
+        decoded=run.decoded[0],
         pin_memory=device.type == "cuda",
     )
     grids: dict[tuple[int, int], Grid] = {}
@@ -182,7 +204,7 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
     saved_at = time.monotonic()
     model.train()
     waiting_since = time.perf_counter()
-    for batch in batches:
+    for batch in on_device(batches, device):
         waited = time.perf_counter() - waiting_since
         epoch = plan.epoch_of(now.step)
         rate = learning_rate(
@@ -203,7 +225,7 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
         terms, wishes = gradients.notes.split([len(LOSSES), 2])  # summed over the processes
         for part in batch.split(parts_of_share(run)):
             losses = batch_losses(
-                model, part.to(device), grids[size], recipe=recipe, global_batch=plan.batch_size
+                network, part, grids[size], recipe=recipe, global_batch=plan.batch_size
             )
             run.scaler.scale(losses.total).backward()
             terms += torch.stack(losses).detach()
@@ -324,6 +346,13 @@ def _require_agreement(run: Run, *, resume: bool) -> None:
             f"{run.folder}: process {run.processes.rank} finds another run folder or other data "
             "than the main one; all must see the same folders and get the same words"
         )
+
+
+def _num_shapes(recipe: Recipe) -> int:
+    """How many shapes of input the network may be given; parts of a batch differ by a picture."""
+    shapes = recipe.augment
+    sides = range(shapes.shape_min, shapes.shape_max + 1, shapes.shape_step)
+    return 2 * (len(sides) if shapes.random_shape else 1)
 
 
 def _interrupted(run: Run) -> Interrupted:

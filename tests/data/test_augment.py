@@ -17,23 +17,28 @@ from tests.data.tiny import make_sample, noise
 from triscale.boxes import pairwise_iou
 from triscale.data.augment import (
     AugmentConfig,
-    Geometry,
-    Interpolation,
-    cut,
     draw_colour,
     draw_geometry,
     hue_matrix,
-    interpolation_for,
-    mix,
-    move_boxes,
     random_crop,
-    resize,
     saturation_matrix,
     train_transform,
     val_transform,
 )
+from triscale.data.cut import (
+    Geometry,
+    Interpolation,
+    Place,
+    cut,
+    find_place,
+    interpolation_for,
+    mix,
+    move_boxes,
+    paste,
+    resize,
+)
 from triscale.data.loader import collate
-from triscale.data.pictures import read_picture
+from triscale.data.pictures import read_picture, reduced
 from triscale.errors import UserError
 from triscale.pixels import FILL, InputConfig, network_input
 
@@ -150,6 +155,41 @@ def test_free_crops_have_every_scale_and_aspect() -> None:
     assert abs(scale.mean() - 0.65) < 0.015
 
 
+def every_trial(
+    rng: np.random.Generator, size: tuple[int, int], boxes: NDArray[np.float32]
+) -> tuple[int, int, int, int]:
+    """`random_crop` with the IoU of every trial with every box."""
+    height, width = size
+    scale = rng.uniform(0.3, 1, (6, 50))
+    aspect = rng.uniform(np.maximum(0.5, scale**2), np.minimum(2, 1 / scale**2))
+    heights = (height * scale / np.sqrt(aspect)).astype(np.int64).clip(1)
+    widths = (width * scale * np.sqrt(aspect)).astype(np.int64).clip(1)
+    tops, lefts = (rng.integers((a - b).clip(1)) for a, b in ((height, heights), (width, widths)))
+    candidates = [(0, 0, width, height)]
+    for row, minimum in enumerate((0.1, 0.3, 0.5, 0.7, 0.9, -np.inf)):
+        for x, y, w, h in np.stack([lefts, tops, widths, heights], -1)[row].tolist():
+            corners = np.array([[x, y, x + w, y + h]], np.float32)
+            if pairwise_iou(corners, boxes).min() >= minimum:
+                candidates.append((x, y, w, h))
+                break
+    for choice in rng.permutation(len(candidates)):
+        if any(keeps_centre(candidates[choice], box) for box in boxes.tolist()):
+            return candidates[choice]
+    return candidates[0]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_trials_that_are_ruled_out_early_would_have_failed(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    size, number = (int(rng.integers(1, 400)), int(rng.integers(1, 400))), 1 + seed % 4
+    # From tiny to nearly the whole picture, some on a canvas far larger than its picture.
+    sides = rng.uniform(size=(number, 2)) ** (0.1, 1, 4)[seed % 3] * (size[1], size[0])
+    corners = rng.uniform(size=(number, 2)) * ((size[1], size[0]) - sides)
+    boxes = np.concatenate([corners, corners + sides], 1).astype(np.float32)
+    expected = every_trial(np.random.default_rng(seed), size, boxes)
+    assert random_crop(np.random.default_rng(seed), size, boxes) == expected
+
+
 def test_crops_are_a_function_of_the_generator() -> None:
     array = np.array(TWO, np.float32)
     crops = [random_crop(np.random.default_rng(s), (60, 80), array) for s in (*range(9), *range(9))]
@@ -189,6 +229,61 @@ def test_cut_is_a_crop_of_the_canvas(seed: int) -> None:
         np.testing.assert_allclose(rectangle, around[0], atol=1e-4)
     else:
         assert rectangle.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "area"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_paste_equals_cut_where_borders_fall_on_whole_pixels(
+    interpolation: Interpolation, flip: bool
+) -> None:
+    image = noise(20, 30)
+    for canvas, offset, crop in (
+        ((20, 30), (0, 0), (0, 0, 30, 20)),
+        ((60, 90), (14, 22), (0, 0, 90, 60)),
+        ((60, 90), (14, 22), (22, 4, 36, 24)),
+        ((80, 80), (50, 50), (0, 0, 40, 30)),  # beside the picture
+    ):
+        geometry = Geometry(canvas, offset, crop, interpolation, flip)
+        size = crop[3] // 2, crop[2] // 2
+        place = find_place(geometry, (20, 30), size, reduce=False)
+        for ours, expected in zip(
+            paste(image, geometry, size, place=place), cut(image, geometry, size), strict=True
+        ):
+            np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+def test_places(reduce: bool) -> None:
+    """Inside of both pictures, as near to `cut` as whole pixels can be, and never magnified."""
+    boxes, seen = np.array([(10, 20, 200, 150), (150, 60, 390, 290)], np.float32), set[int]()
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        size = int(rng.integers(32, 200)), int(rng.integers(32, 200))
+        geometry = draw_geometry(rng, (301, 399), boxes, config=AugmentConfig())
+        place = find_place(geometry, (301, 399), size, reduce=reduce)
+        (x1, y1, x2, y2), (left, top, right, bottom) = place.source, place.target
+        assert 0 <= left < right <= size[1]
+        assert 0 <= top < bottom <= size[0]
+        rows, columns = reduced((301, 399), place.reduction)
+        assert 0 <= x1 < x2 <= columns
+        assert 0 <= y1 < y2 <= rows
+        if place.reduction > 1:
+            assert x2 - x1 >= right - left
+            assert y2 - y1 >= bottom - top
+        _, rectangle = cut(noise(301, 399), geometry._replace(flip=False), size)
+        np.testing.assert_allclose(place.target, rectangle, rtol=0, atol=0.501)
+        exact, kept = move_boxes(boxes, geometry, size)
+        moved, keep = move_boxes(boxes, geometry, size, place=place)
+        np.testing.assert_array_equal(keep, kept)
+        np.testing.assert_allclose(moved[keep], exact[keep], rtol=0, atol=1.6)
+        seen.add(place.reduction)
+    assert seen == ({1, 2, 4, 8} if reduce else {1})
+
+
+def test_a_sliver_is_still_a_pixel() -> None:
+    geometry = Geometry((400, 400), (399, 0), (0, 0, 400, 400), "linear", flip=False)
+    place = find_place(geometry, (400, 1), (32, 32), reduce=True)
+    assert place == Place(1, (0, 0, 1, 400), (31, 0, 32, 32))
 
 
 @pytest.mark.parametrize(
@@ -256,11 +351,12 @@ def test_geometry_is_drawn_as_configured() -> None:
 # --- whole transforms ----------------------------------------------------------------------------
 
 
-def test_a_moved_box_surrounds_its_object() -> None:
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_moved_box_surrounds_its_object(fast: bool) -> None:
     image = np.zeros((600, 800, 3), np.uint8)
     image[200:450, 300:640] = 255
     sample = make_sample(image, [(300, 200, 640, 450, 2)])
-    config = AugmentConfig(colour=0, interpolations=("nearest",))
+    config = AugmentConfig(colour=0, interpolations=("nearest",), fast_resize=fast)
     for seed in range(60):
         out = train_transform(sample, (96, 128), rng=np.random.default_rng(seed), config=config)
         assert out.labels.tolist() == [2]  # a crop keeps some object's centre: there is but one
@@ -269,15 +365,15 @@ def test_a_moved_box_surrounds_its_object() -> None:
         np.testing.assert_allclose(out.boxes[0], seen, rtol=0, atol=1.01)  # nearest: a pixel off
 
 
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("rows", [[], [(1, 2, 30, 25, 1), (5, 5, 6, 9, 0), (20, 1, 39, 29, 2)]])
-def test_train_transform_keeps_labels_with_their_boxes(rows: Any) -> None:
+def test_train_transform_keeps_labels_with_their_boxes(rows: Any, fast: bool) -> None:
     sample = make_sample(noise(30, 40), rows)
     sample = sample._replace(weights=np.arange(len(rows), dtype=np.float32))
+    config = AugmentConfig(fast_resize=fast)
     for seed in range(50):
         results = [
-            train_transform(
-                sample, (32, 64), rng=np.random.default_rng(seed), config=AugmentConfig()
-            )
+            train_transform(sample, (32, 64), rng=np.random.default_rng(seed), config=config)
             for _ in range(2)
         ]
         for first, second in zip(*results, strict=True):

@@ -23,14 +23,8 @@ from tests.data.tiny import make_sample
 from tests.dense_oracle import Dense, assert_same, to_dense
 from triscale.anchors import YOLO3_ANCHORS, make_grid
 from triscale.assign import assign
-from triscale.data.augment import (
-    Geometry,
-    cut,
-    interpolation_for,
-    move_boxes,
-    resize,
-    val_transform,
-)
+from triscale.data.augment import val_transform
+from triscale.data.cut import Geometry, cut, interpolation_for, move_boxes, resize
 from triscale.data.loader import collate
 from triscale.pixels import MEAN, STD, InputConfig, network_input
 from triscale.types import Sample

@@ -94,7 +94,7 @@ def content(data: Data) -> list[Any]:
 def test_the_second_opening_maps_what_the_first_one_made(
     root: Path, tmp_path: Path, scans: list[Path]
 ) -> None:
-    plain = content(open_dataset(root, replace(SKIP, cache=False)))
+    plain = content(open_dataset(root, replace(SKIP, index_cache=False)))
     assert not (tmp_path / "cache").exists()
     assert len(plain[3]) == 4
     del scans[:]
@@ -189,7 +189,7 @@ def test_what_has_changed_is_read_again(
     del scans[:]
     found = content(open_dataset(root, config))
     assert len(scans) == 2 * again
-    assert found == content(open_dataset(root, replace(config, cache=False)))
+    assert found == content(open_dataset(root, replace(config, index_cache=False)))
     del scans[:]
     assert content(open_dataset(root, config)) == found
     assert not scans
@@ -284,7 +284,7 @@ def test_one_goes_on_without_a_cache(
         monkeypatch.setattr(cache.fcntl, "flock", fail)
     else:
         monkeypatch.setattr(cache, "cache_folder", fail)
-    plain = content(open_dataset(root, replace(SKIP, cache=False)))
+    plain = content(open_dataset(root, replace(SKIP, index_cache=False)))
     assert content(open_dataset(root, SKIP)) == plain
     if place == "full":
         assert [path.suffix for path in (folder / "index").iterdir()] == [".lock"]

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from tests.data.tiny import make_sample, noise, write_index
 from triscale.data.augment import AugmentConfig
@@ -82,6 +84,8 @@ def test_any_number_of_workers_gives_the_same_batches(index: Index) -> None:
     assert_equal(alone, batches(index, SHAPES, workers=0))
     for workers in (1, 3):
         assert_equal(batches(index, SHAPES, workers=workers), alone)
+    fast = replace(SHAPES, fast_resize=True)
+    assert_equal(batches(index, fast, workers=2), batches(index, fast, workers=0))
 
 
 def test_validation_is_the_same_with_workers(index: Index) -> None:
@@ -139,6 +143,47 @@ def test_mixup_equals_the_reference(tmp_path: Path, golden: Path, name: str) -> 
     np.testing.assert_allclose(ours.boxes, labels[:, :4], atol=1e-5)
     np.testing.assert_array_equal(ours.labels, labels[:, 4])
     np.testing.assert_allclose(ours.weights, labels[:, 6], rtol=1e-6)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Index:
+    """A JPEG of 128 x 160 and a PNG of 128 x 128, smooth; the index with an object in each."""
+    y, x = np.mgrid[0:128, 0:160]
+    smooth = np.stack([y, x, 200 - x], -1).astype(np.uint8)
+    rows = [[(16.0, 32.0, 80.0, 96.0, label)] for label in (0, 1)]
+    index = write_index(tmp_path, [smooth, smooth[::-1, :128]], rows)
+    options = {"quality": 100, "subsampling": 0}
+    Image.fromarray(smooth).save(index.paths[0], "JPEG", **options)
+    return index
+
+
+def reduced_by_pillow(path: str) -> NDArray[np.float64]:
+    with Image.open(path) as image:
+        return np.asarray(image.reduce(4)).astype(np.float64)
+
+
+def test_pictures_that_shrink_are_read_smaller(large: Index) -> None:
+    jpeg, png = (reduced_by_pillow(path) for path in large.paths)
+    config = replace(STILL, fast_resize=True)
+    ours = read(large, Draw(1, (32, 32), 0), config)
+    assert np.abs(ours.image - png).max() <= 1
+    assert ours.boxes.tolist() == [[4, 8, 20, 24]]
+    assert ours.original_size == (128, 128)
+    ours = read(large, Draw(0, (32, 40), 0), config)
+    assert np.abs(ours.image - jpeg).max() <= 2
+    assert ours.rectangle.tolist() == [0, 0, 40, 32]
+    both = read(large, Draw(0, (32, 40), 0, partner=1, ratio=0.25), config)
+    expected = 0.25 * jpeg
+    expected[:, :32] += 0.75 * png
+    assert np.abs(both.image - expected).max() <= 2
+    assert both.boxes.tolist() == [[4, 8, 20, 24]] * 2
+    assert both.labels.tolist() == [0, 1]
+
+
+def test_a_picture_that_is_read_smaller_must_have_its_size(large: Index) -> None:
+    Image.new("RGB", (170, 130)).save(large.paths[0], "JPEG")
+    with pytest.raises(UserError, match=r"expected 160x128 pixels .*, found 170x130"):
+        read(large, Draw(0, (32, 40), 0), replace(STILL, fast_resize=True))
 
 
 def test_order_is_kept_and_workers_end(flat: Index) -> None:
@@ -251,7 +296,7 @@ def test_a_worker_that_dies_is_a_clear_error(flat: Index, monkeypatch: pytest.Mo
     if multiprocessing.get_start_method() != "fork":
         pytest.skip("a worker sees the patched function only if it is forked")
 
-    def die(path: Path) -> None:
+    def die(path: Path, *, reduction: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)  # as Linux does when memory runs out
 
     monkeypatch.setattr("triscale.data.loader.read_picture", die)

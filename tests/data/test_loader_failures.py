@@ -241,7 +241,7 @@ def test_a_slow_worker_is_not_stuck(index: Index, monkeypatch: pytest.MonkeyPatc
     batches.close()
 
 
-def slowly(path: Path) -> NDArray[np.uint8]:
+def slowly(path: Path, *, reduction: int) -> NDArray[np.uint8]:
     time.sleep(0.9)
     return noise(32, 32)
 
@@ -320,7 +320,7 @@ def test_a_worker_that_cannot_be_ended_lets_its_parent_end(tmp_path: Path) -> No
 def test_a_picture_that_raises_is_named(
     index: Index, error: Exception, message: str, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(path: Path) -> NDArray[np.uint8]:
+    def fail(path: Path, *, reduction: int) -> NDArray[np.uint8]:
         if path.stem == "3":
             raise error
         return noise(32, 32)
@@ -342,7 +342,7 @@ def test_a_picture_that_raises_is_named(
 def test_a_bug_keeps_its_traceback_and_names_the_picture(
     index: Index, bug: Exception, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(path: Path) -> NDArray[np.uint8]:
+    def fail(path: Path, *, reduction: int) -> NDArray[np.uint8]:
         raise bug
 
     monkeypatch.setattr("triscale.data.loader.read_picture", fail)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from triscale.data.pictures import picture_size, picture_sizes, read_picture
+from triscale.data.pictures import picture_size, picture_sizes, read_picture, reduced
 from triscale.errors import UserError
 
 
@@ -69,8 +69,9 @@ def test_truncated_pictures_are_refused(tmp_path: Path, format: str, part: float
     data = encoded(format)
     path = tmp_path / "a"
     path.write_bytes(data[: int(len(data) * part)])
-    with pytest.raises(UserError, match="a: "):
-        read_picture(path)
+    for reduction in (1, 2, 8):
+        with pytest.raises(UserError, match="a: "):
+            read_picture(path, reduction=reduction)
 
 
 def test_a_jpeg_thumbnail_does_not_hide_the_truncation(tmp_path: Path) -> None:
@@ -104,6 +105,38 @@ def test_exif_behind_the_pixels_of_a_png(tmp_path: Path) -> None:
     assert picture_size(path) == read_picture(path).shape[:2] == (30, 20)
 
 
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_is_reduced_as_libjpeg_does(
+    tmp_path: Path, reduction: int, orientation: int
+) -> None:
+    data = encoded("JPEG", orientation=orientation)
+    path = tmp_path / "a"
+    path.write_bytes(data)
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (30 // reduction, 20 // reduction))
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    ours = read_picture(path, reduction=reduction)
+    assert ours.shape[:2] == reduced(picture_size(path), reduction)
+    np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP", "TIFF"])
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_other_pictures_are_averaged(tmp_path: Path, format: str, reduction: int) -> None:
+    data = encoded(format)
+    path = tmp_path / "a"
+    path.write_bytes(data)
+    ours = read_picture(path, reduction=reduction)
+    assert ours.shape[:2] == reduced((20, 30), reduction)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(image.reduce(reduction)).astype(int)
+    whole = slice(20 // reduction), slice(30 // reduction)
+    assert np.abs(ours - expected)[whole].max() <= 1
+    # Beyond, Pillow averages what there is, and we what would be there: the last row or column.
+    assert np.abs(ours - expected).max() <= 4 * reduction
+
+
 @pytest.mark.parametrize(
     ("format", "mode"),
     [("PNG", "L"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "1"), ("JPEG", "L"), ("JPEG", "CMYK")],
@@ -112,6 +145,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, format: str, mode: str) -> None:
     path = tmp_path / "a"
     path.write_bytes(encoded(format, mode=mode))
     assert read_picture(path).shape == (20, 30, 3)
+    assert read_picture(path, reduction=4).shape == (5, 8, 3)
 
 
 def test_bytes_between_the_segments_are_passed_over(tmp_path: Path) -> None:

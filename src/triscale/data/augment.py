@@ -11,27 +11,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from triscale.boxes import clip_boxes, pairwise_iou
+from triscale.boxes import box_area, pairwise_iou
+from triscale.data.cut import (
+    Boxes,
+    Geometry,
+    Interpolation,
+    Place,
+    centre_inside,
+    cut,
+    darknet_resize,
+    find_place,
+    interpolation_for,
+    move_boxes,
+    paste,
+    resize,
+    xyxy,
+)
 from triscale.errors import UserError
-from triscale.pixels import FILL, Fit, placement
+from triscale.pixels import Fit, placement
 from triscale.types import Sample
-
-Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
-_CV2 = {
-    "nearest": cv2.INTER_NEAREST,
-    "linear": cv2.INTER_LINEAR,
-    "cubic": cv2.INTER_CUBIC,
-    "area": cv2.INTER_AREA,
-    "lanczos": cv2.INTER_LANCZOS4,
-}
-Boxes = NDArray[np.float32]
-Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class AugmentConfig:
     crop: bool = True  # the overlap-constrained random crop
     flip: float = 0.5  # probability
     interpolations: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "area", "lanczos")
+    # cut the cheap way: the visible part of the picture alone is resized, its borders lie on whole
+    # pixels of the input, and a picture that shrinks by 2, 4 or 8 is decoded at that size
+    fast_resize: bool = False
     random_shape: bool = True  # a new input size every few steps
     shape_min: int = 320
     shape_max: int = 608
@@ -81,14 +87,18 @@ class AugmentConfig:
             raise UserError("augment.mixup_alpha, expand_ratio: expected > 0 and >= 1, finite")
 
 
-class Geometry(NamedTuple):
-    """How the network input is cut from a picture; integers, in pixels of the canvas."""
+class View(NamedTuple):
+    """What becomes of a picture: known before its pixels are."""
 
-    canvas: tuple[int, int]  # height, width of the canvas that the picture lies on
-    offset: tuple[int, int]  # x, y of the picture's top left corner on it
-    crop: tuple[int, int, int, int]  # x, y, width, height
-    interpolation: Interpolation
-    flip: bool
+    size: tuple[int, int]  # height, width of the network input
+    colour: NDArray[np.float32]  # (3, 4)
+    geometry: Geometry
+    place: Place | None  # None: cut the exact way
+
+    @property
+    def reduction(self) -> int:
+        """The part of its size at which the picture is wanted."""
+        return self.place.reduction if self.place else 1
 
 
 # --- drawing -------------------------------------------------------------------------------------
@@ -146,7 +156,7 @@ def draw_geometry(
         )
     crop = (0, 0, canvas[1], canvas[0])
     if config.crop:
-        crop = random_crop(rng, canvas, boxes + _xyxy(*offset))
+        crop = random_crop(rng, canvas, boxes + xyxy(*offset))
     names = config.interpolations
     return Geometry(
         canvas, offset, crop, names[rng.integers(len(names))], bool(rng.random() < config.flip)
@@ -164,149 +174,94 @@ def random_crop(
     been drawn one by one, and the search costs one array operation instead of hundreds of calls.
     """
     height, width = size
-    minima = np.array([0.1, 0.3, 0.5, 0.7, 0.9, -np.inf])
-    shape = (len(minima), num_trials) if len(boxes) else (1, 1)
-    scale = rng.uniform(0.3, 1, shape)
-    aspect = rng.uniform(np.maximum(0.5, scale**2), np.minimum(2, 1 / scale**2))
-    heights = (height * scale / np.sqrt(aspect)).astype(np.int64).clip(1)
-    widths = (width * scale * np.sqrt(aspect)).astype(np.int64).clip(1)
+    minima = np.array([0.1, 0.3, 0.5, 0.7, 0.9]).repeat(num_trials)  # and none for the last trials
+    number = len(minima) + num_trials if len(boxes) else 1
+    scale = rng.uniform(0.3, 1, number)
+    square = scale**2
+    least, most = np.maximum(0.5, square), np.minimum(2, 1 / square)
+    root = np.sqrt(least + (most - least) * rng.random(number))  # of the aspect ratio
+    heights = (height * scale / root).astype(np.int64).clip(1)
+    widths = (width * scale * root).astype(np.int64).clip(1)
     tops = rng.integers((height - heights).clip(1))
     lefts = rng.integers((width - widths).clip(1))
-    crops = np.stack([lefts, tops, widths, heights], -1)
+    trials = np.array([lefts, tops, widths, heights]).T
+    found = trials[:1]
+    if len(boxes):
+        enough = _reaching(trials[: len(minima)], boxes, minima)
+        first = {trial // num_trials: trial for trial in enough[::-1].tolist()}
+        found = trials[[*sorted(first.values()), len(minima)]]
+    candidates = [(0, 0, width, height)]
+    for x, y, crop_width, crop_height in found.tolist():
+        candidates.append((x, y, crop_width, crop_height))
     if not len(boxes):
-        return _as_crop(crops[0, 0])
-    corners = np.stack([lefts, tops, lefts + widths, tops + heights], -1).astype(np.float32)
-    iou = pairwise_iou(corners.reshape(-1, 4), boxes).reshape(*shape, -1)  # (6, trials, n)
-    accepted = iou.min(-1) >= minima[:, None]
-    first = accepted.argmax(1)
-    found = [crops[i, first[i]] for i in range(len(minima)) if accepted[i, first[i]]]
-    candidates = [(0, 0, width, height), *map(_as_crop, found)]
+        return candidates[1]
     for choice in rng.permutation(len(candidates)):
-        if _centre_inside(boxes, candidates[choice]).any():
+        if centre_inside(boxes, candidates[choice]).any():
             return candidates[choice]
     return candidates[0]
 
 
-def _as_crop(row: NDArray[np.int64]) -> tuple[int, int, int, int]:
-    x, y, width, height = row.tolist()
-    return x, y, width, height
+def _reaching(
+    crops: NDArray[np.int64], boxes: Boxes, minima: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """The positions of those crops (m, 4) whose IoU with every box (n, 4) is at least theirs of
+    `minima` (m,)."""
+    # An IoU is at most the smaller area over the larger one. That rules out nearly all crops of a
+    # picture with a small object, and is cheap; the margin is for float32.
+    areas, sizes = crops[:, 2] * crops[:, 3] * 1.001, box_area(boxes)
+    possible = (areas >= minima * sizes.max()) & (areas * minima <= sizes.min() * 1.003)
+    (found,) = possible.nonzero()
+    corners = crops[found].astype(np.float32)
+    corners[:, 2:] += corners[:, :2]
+    return found[pairwise_iou(corners, boxes).min(1) >= minima[found]]
 
 
-def _centre_inside(boxes: Boxes, crop: tuple[int, int, int, int]) -> NDArray[np.bool_]:
-    x, y, width, height = crop
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    inside = (centres >= (x, y)) & (centres < (x + width, y + height))
-    return inside[:, 0] & inside[:, 1]
+# --- whole transforms -----------------------------------------------------------------------------
 
 
-def _xyxy(x: float, y: float) -> Boxes:
-    return np.array([x, y, x, y], np.float32)
+def draw_view(
+    rng: np.random.Generator,
+    picture: tuple[int, int],
+    boxes: Boxes,
+    *,
+    size: tuple[int, int],
+    config: AugmentConfig,
+    reduce: bool = False,
+) -> View:
+    """A random view of a picture (height, width) with boxes (n, 4), as training sees it.
 
-
-# --- applying ------------------------------------------------------------------------------------
-
-
-def cut(image: Image, geometry: Geometry, size: tuple[int, int]) -> tuple[Image, Boxes]:
-    """The crop, resized to `size` (height, width), and the rectangle (4,) the image covers in it.
-
-    Only the crop is ever built, not the whole canvas.
+    With `reduce` it may ask for the picture at a part of its size.
     """
-    x, y, width, height = geometry.crop
-    left, top = geometry.offset[0] - x, geometry.offset[1] - y  # of the image, in the crop
-    x1, y1 = max(left, 0), max(top, 0)
-    x2, y2 = min(left + image.shape[1], width), min(top + image.shape[0], height)
-    if x2 > x1 and y2 > y1:
-        patch = image[y1 - top : y2 - top, x1 - left : x2 - left]
-    else:  # the crop lies beside the image: only fill
-        x1 = y1 = x2 = y2 = 0
-        patch = image[:0, :0]
-    if (x1, y1, x2, y2) != (0, 0, width, height):
-        canvas = np.empty((height, width, 3), np.uint8)
-        canvas[:] = FILL
-        canvas[y1:y2, x1:x2] = patch
-        patch = canvas
-    rectangle = np.array([x1, y1, x2, y2], np.float32)
-    rectangle *= _xyxy(size[1] / width, size[0] / height)
-    out = resize(patch, size, interpolation=geometry.interpolation)
-    if geometry.flip:
-        out = cv2.flip(out, 1).astype(np.uint8, copy=False)
-        rectangle[[0, 2]] = size[1] - rectangle[[2, 0]]
-    return out, rectangle
+    colour = draw_colour(rng, config)
+    geometry = draw_geometry(rng, picture, boxes, config=config)
+    place = find_place(geometry, picture, size, reduce=reduce) if config.fast_resize else None
+    return View(size, colour, geometry, place)
 
 
-def move_boxes(
-    boxes: Boxes, geometry: Geometry, size: tuple[int, int]
-) -> tuple[Boxes, NDArray[np.bool_]]:
-    """Boxes (n, 4) of the picture in the network input of `size`, and which of them (n,) to keep.
-
-    A box is kept if its centre lies in the crop; it is clipped at the crop's border.
-    """
-    x, y, width, height = geometry.crop
-    shifted = boxes + _xyxy(*geometry.offset)
-    keep = _centre_inside(shifted, geometry.crop)
-    moved = clip_boxes(shifted - _xyxy(x, y), (height, width))
-    keep &= (moved[:, :2] < moved[:, 2:]).all(1)
-    moved *= _xyxy(size[1] / width, size[0] / height)
-    if geometry.flip:
-        moved[:, [0, 2]] = size[1] - moved[:, [2, 0]]
-    return moved, keep
-
-
-def resize(image: Image, size: tuple[int, int], *, interpolation: Interpolation) -> Image:
-    """An image resized to (height, width)."""
-    if image.shape[:2] == size:
-        return image.copy()
-    return cv2.resize(image, size[::-1], interpolation=_CV2[interpolation]).astype(
-        np.uint8, copy=False
-    )
-
-
-def interpolation_for(old: tuple[int, int], new: tuple[int, int]) -> Interpolation:
-    """The validation rule: cubic if both sides grow, area if both shrink, else linear."""
-    if new[0] > old[0] and new[1] > old[1]:
-        return "cubic"
-    if new[0] < old[0] and new[1] < old[1]:
-        return "area"
-    return "linear"
-
-
-def mix(first: Image, second: Image, ratio: float) -> Image:
-    """Mixup (Zhang et al. 2018; for objects 2019, section 3.1) of two images.
-
-    They are aligned at the top left; the canvas takes the larger height and width and is black
-    where no image lies.
-    """
-    height, width = np.maximum(first.shape[:2], second.shape[:2]).tolist()
-    padded = [
-        cv2.copyMakeBorder(
-            image, 0, height - image.shape[0], 0, width - image.shape[1], cv2.BORDER_CONSTANT
-        )
-        for image in (first, second)
-    ]
-    # The reference truncates where OpenCV rounds: half a level less is the same, but for a margin
-    # that keeps a whole number (the mix of two equal pixels) from falling to the one below.
-    return cv2.addWeighted(padded[0], ratio, padded[1], 1 - ratio, -0.499).astype(
-        np.uint8, copy=False
+def apply_view(sample: Sample, view: View) -> Sample:
+    """The sample as the view shows it; its picture is reduced as the view asks, its boxes not."""
+    geometry, place = view.geometry, view.place
+    if place:
+        image, rectangle = paste(sample.image, geometry, view.size, place=place)
+    else:
+        image, rectangle = cut(sample.image, geometry, view.size)
+    boxes, keep = move_boxes(sample.boxes, geometry, view.size, place=place)
+    return sample._replace(
+        image=image,
+        boxes=boxes[keep],
+        labels=sample.labels[keep],
+        weights=sample.weights[keep],
+        colour=view.colour,
+        rectangle=rectangle,
     )
 
 
 def train_transform(
     sample: Sample, size: tuple[int, int], *, rng: np.random.Generator, config: AugmentConfig
 ) -> Sample:
-    """A sample as training sees it: `size` (height, width), boxes moved along."""
-    colour = draw_colour(rng, config)
+    """A whole picture's sample as training sees it: `size` (height, width), boxes moved along."""
     picture = sample.image.shape[0], sample.image.shape[1]
-    geometry = draw_geometry(rng, picture, sample.boxes, config=config)
-    image, rectangle = cut(sample.image, geometry, size)
-    boxes, keep = move_boxes(sample.boxes, geometry, size)
-    return sample._replace(
-        image=image,
-        boxes=boxes[keep],
-        labels=sample.labels[keep],
-        weights=sample.weights[keep],
-        colour=colour,
-        rectangle=rectangle,
-    )
+    return apply_view(sample, draw_view(rng, picture, sample.boxes, size=size, config=config))
 
 
 def val_transform(sample: Sample, size: tuple[int, int], *, fit: Fit = "stretch") -> Sample:
@@ -317,25 +272,11 @@ def val_transform(sample: Sample, size: tuple[int, int], *, fit: Fit = "stretch"
         image = resize(sample.image, size, interpolation=interpolation_for(old, size))
     else:
         image = np.zeros((*size, 3), np.uint8)  # the fill comes with the normalisation
-        image[top : top + height, left : left + width] = _darknet_resize(
+        image[top : top + height, left : left + width] = darknet_resize(
             sample.image, (height, width)
         )
     return sample._replace(
         image=image,
-        boxes=sample.boxes * _xyxy(width / old[1], height / old[0]) + _xyxy(left, top),
+        boxes=sample.boxes * xyxy(width / old[1], height / old[0]) + xyxy(left, top),
         rectangle=np.array([left, top, left + width, top + height], np.float32),
     )
-
-
-def _darknet_resize(image: Image, size: tuple[int, int]) -> Image:
-    """An image resized to (height, width) as Darknet does: linear between the corner pixels'
-    centres, and without smoothing where it shrinks."""
-    # Not OpenCV's: its resize puts the centres elsewhere, its remap has 32 steps between pixels.
-    resized: NDArray[Any] = image
-    for axis, (old, new) in enumerate(zip(image.shape[:2], size, strict=True)):
-        at = np.linspace(0, old - 1, new, dtype=np.float32)
-        before = at.astype(np.int64).clip(0, max(old - 2, 0))
-        part = (at - before).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-        after = np.minimum(before + 1, old - 1)
-        resized = resized.take(before, axis) * (1 - part) + resized.take(after, axis) * part
-    return np.rint(resized).astype(np.uint8)

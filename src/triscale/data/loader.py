@@ -14,29 +14,48 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from triscale.data.augment import AugmentConfig, mix, train_transform, val_transform
+from triscale.data.augment import AugmentConfig, apply_view, draw_view, val_transform
+from triscale.data.cut import mix
+from triscale.data.decoded import DecodedPictures
 from triscale.data.index import Index
-from triscale.data.pictures import read_picture
+from triscale.data.pictures import picture_size, read_picture, reduced
 from triscale.data.watch import TICK, Places, end, next_batch, no_alarm, start_worker
 from triscale.errors import UserError
 from triscale.pixels import Fit
 from triscale.types import Batch, Draw, Sample
 
 
-def load(index: Index, image: int, *, places: Places | None = None) -> Sample:
-    """An image of the index as it is on disk, with its labels; `places` learns of it first."""
+def load(
+    index: Index,
+    image: int,
+    *,
+    places: Places | None = None,
+    decoded: DecodedPictures | None = None,
+    reduction: int = 1,
+) -> Sample:
+    """An image of the index as it is on disk, with its labels; `places` learns of it first.
+
+    With a `reduction` its pixels are those of a smaller picture; all else is as it was.
+    """
     if places:
         places.enter(image)
-    path = Path(index.paths[image])
-    pixels = read_picture(path)
+    if reduction > 1:  # what is kept has all pixels, and averaging those gives others
+        decoded = None
     height, width = index.sizes[image].tolist()
-    if pixels.shape[:2] != (height, width):
-        raise UserError(
-            f"{path}: expected {width}x{height} pixels as when the data set was opened, "
-            f"found {pixels.shape[1]}x{pixels.shape[0]}"
-        )
+    pixels = decoded.get(image) if decoded else None
+    if pixels is None:
+        path = Path(index.paths[image])
+        pixels = read_picture(path, reduction=reduction)
+        if pixels.shape[:2] != reduced((height, width), reduction):
+            found = picture_size(path)
+            raise UserError(
+                f"{path}: expected {width}x{height} pixels as when the data set was opened, "
+                f"found {found[1]}x{found[0]}"
+            )
+        if decoded:
+            decoded.put(image, pixels)
     rows = index.objects(image)
     return Sample(
         image=pixels,
@@ -57,26 +76,33 @@ def read(
     *,
     fit: Fit = "stretch",
     places: Places | None = None,
+    decoded: DecodedPictures | None = None,
 ) -> Sample:
     """The sample that a draw describes: a pure function of its arguments and the files."""
-    sample = load(index, draw.index, places=places)
     if not draw.augment:
+        sample = load(index, draw.index, places=places, decoded=decoded)
         return val_transform(sample, draw.size, fit=fit)
-    if draw.partner is not None:
-        other = load(index, draw.partner, places=places)
-        sample = sample._replace(
-            image=mix(sample.image, other.image, draw.ratio),
-            boxes=np.concatenate([sample.boxes, other.boxes]),
-            labels=np.concatenate([sample.labels, other.labels]),
-            weights=np.concatenate(
-                [
-                    sample.weights * np.float32(draw.ratio),
-                    other.weights * np.float32(1 - draw.ratio),
-                ]
-            ),
-        )
+    images = [draw.index] if draw.partner is None else [draw.index, draw.partner]
+    boxes = np.concatenate([index.boxes[index.objects(image)] for image in images])
+    height, width = index.sizes[images].max(0).tolist()
     rng = np.random.Generator(np.random.PCG64(draw.seed))
-    return train_transform(sample, draw.size, rng=rng, config=config)
+    view = draw_view(rng, (height, width), boxes, size=draw.size, config=config, reduce=True)
+    first, *others = (
+        load(index, image, places=places, decoded=decoded, reduction=view.reduction)
+        for image in images
+    )
+    return apply_view(mixed(first, others[0], draw.ratio) if others else first, view)
+
+
+def mixed(first: Sample, second: Sample, ratio: float) -> Sample:
+    """Both pictures in one, the first one with weight `ratio`, and the objects of both."""
+    weights = first.weights * np.float32(ratio), second.weights * np.float32(1 - ratio)
+    return first._replace(
+        image=mix(first.image, second.image, ratio),
+        boxes=np.concatenate([first.boxes, second.boxes]),
+        labels=np.concatenate([first.labels, second.labels]),
+        weights=np.concatenate(weights),
+    )
 
 
 def stack(arrays: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
@@ -97,7 +123,8 @@ def pad(arrays: Sequence[NDArray[np.generic]], fill: float = -1) -> NDArray[np.g
 def collate(samples: Sequence[Sample]) -> Batch:
     """Samples of one size as a batch; see types.Batch for the padding."""
     return Batch(
-        images=torch.from_numpy(stack([s.image for s in samples])),
+        # torch's own, because in a worker it stacks in shared memory: no copy is left to be made
+        images=default_collate([torch.from_numpy(s.image) for s in samples]),
         boxes=torch.from_numpy(pad([s.boxes for s in samples])),
         labels=torch.from_numpy(pad([s.labels for s in samples])),
         weights=torch.from_numpy(pad([s.weights for s in samples], 0)),
@@ -118,14 +145,22 @@ class DrawDataset(Dataset[Sample | UserError]):
         config: AugmentConfig,
         fit: Fit = "stretch",
         places: Places | None = None,
+        decoded: DecodedPictures | None = None,
     ) -> None:
-        self._index, self._config = index, config
+        self._index, self._config, self._decoded = index, config, decoded
         self._fit: Fit = fit
         self._places = places or Places(index, 0)
 
     def __getitem__(self, draw: Draw) -> Sample | UserError:
         try:
-            return read(self._index, draw, self._config, fit=self._fit, places=self._places)
+            return read(
+                self._index,
+                draw,
+                self._config,
+                fit=self._fit,
+                places=self._places,
+                decoded=self._decoded,
+            )
         except UserError as error:
             return error
         except MemoryError:
@@ -147,12 +182,13 @@ def make_loader(
     config: AugmentConfig,
     workers: int,
     fit: Fit = "stretch",
+    decoded: DecodedPictures | None = None,
     pin_memory: bool = False,
     timeout: float = 600,
 ) -> Iterator[Batch]:
     """The batches of `batches`, in order, read ahead by `workers` processes (0: by this one).
 
-    `fit` is for the draws without augmentation.
+    `fit` is for the draws without augmentation, `decoded` holds pictures that needn't be decoded.
     Raises UserError, naming the file, when a picture can't be read; when a worker died at it; and
     when the workers stood still for `timeout` seconds (0: never), because a disk doesn't answer.
     It is raised when a batch is asked for, not in between. Without workers nothing watches.
@@ -162,7 +198,7 @@ def make_loader(
         # torch advises against more workers than cores; how many there are is the user's word.
         warnings.filterwarnings("ignore", "This DataLoader will create")
         loader: DataLoader[Batch | UserError] = DataLoader(
-            DrawDataset(index, config, fit, places),  # type: ignore[arg-type]  # torch: batches are samples
+            DrawDataset(index, config, fit, places, decoded),  # type: ignore[arg-type]  # torch: batches are samples
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=_collate_or_error,
@@ -185,7 +221,10 @@ def make_loader(
             while batch := next_batch(stream, crew, places, pinning=pinning, timeout=timeout):
                 if isinstance(batch, UserError):
                     raise batch
-                yield batch
+                fields = [torch.as_tensor(field) for field in batch]
+                # torch has pinned the pictures
+                rest = (field.pin_memory() if pin_memory else field for field in fields[1:])
+                yield Batch(fields[0], *rest)
         finally:
             stream = None  # ends the workers now, not when an error that holds this frame is gone
             end(crew)
@@ -198,7 +237,12 @@ def _collate_or_error(samples: list[Sample | UserError]) -> Batch | UserError:
             return sample
         good.append(sample)
     try:
-        return collate(good)
+        batch = collate(good)
+        if not get_worker_info():
+            return batch
+        # Each tensor would travel as a file of its own in shared memory. Only the pictures are
+        # large enough for that: the others go as arrays, in the message.
+        return Batch._make([batch.images, *(field.numpy() for field in batch[1:])])
     except MemoryError:
         return UserError(
             f"memory ran out for a batch of {len(good)} pictures; try a smaller --batch-size or "

@@ -35,7 +35,10 @@ from triscale.data.yolo import YoloSource, positions, scan_yolo, yolo_source, yo
 from triscale.errors import UserError
 
 # Options that decide what is opened only through paths and classes, or not at all.
-_NO_MATTER = ("path", "train", "val", "classes", "cache", "num_samples")
+_NO_MATTER = (
+    *("path", "train", "val", "classes", "num_samples"),
+    *("index_cache", "cache", "cache_gib"),
+)
 
 
 class Data(NamedTuple):
@@ -114,7 +117,7 @@ def open_dataset(
             raise UserError(f"{path}: no object in it, and so no class; name them in data.classes")
         return reads
 
-    if places and config.cache:
+    if places and config.index_cache:
         opened = cached(
             [annotations for annotations, _ in places.values()],
             make,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from triscale.errors import UserError
 
@@ -15,7 +16,9 @@ class DataConfig:
     train: str = ""  # split(s) to train on, joined by '+'; empty: found by looking
     val: str = ""  # split(s) to validate on
     classes: tuple[str, ...] = ()  # empty: from the data
-    cache: bool = True  # COCO: keep a large set, once opened, in ~/.cache/triscale/index
+    index_cache: bool = True  # COCO: keep a large set, once opened, in ~/.cache/triscale/index
+    cache: Literal["", "ram", "disk"] = ""  # keep decoded pictures; see decoded.py
+    cache_gib: float = 0.0  # at most so much of them; 0: half of what is free at the start
     outside: bool = False  # links and lists may lead out of the data set
     num_samples: int = 0  # train on the first N images of the seeded order; 0: all
     skip_bad: bool = False  # skip (and list) broken labels and pictures instead of refusing
@@ -25,6 +28,6 @@ class DataConfig:
     min_object_area: float = 0.0  # COCO, training: leave out smaller objects (mask area in px)
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "min_object_area"):
+        for name in ("cache_gib", "num_samples", "min_object_area"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"data.{name}: expected at least 0, got {getattr(self, name)}")

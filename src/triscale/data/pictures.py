@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 import cv2
 import numpy as np
+from cv2.typing import MatLike
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -38,6 +39,13 @@ _HEADER_ERRORS = (
     *(OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError),
     *(struct.error, SyntaxError, EOFError, Image.DecompressionBombError),
 )
+# OpenCV's modes have a bit for BGR that contradicts the one for RGB.
+_REDUCED = {
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
 _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 0x0112
@@ -55,22 +63,43 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
-    """The picture as (H, W, 3) RGB, turned upright; UserError if it can't be decoded whole."""
+def read_picture(path: Path, *, reduction: int = 1) -> NDArray[np.uint8]:
+    """The picture as (H, W, 3) RGB, turned upright; UserError if it can't be decoded whole.
+
+    With a `reduction` of 2, 4 or 8 it has ceil(H / reduction) rows, and columns alike, each pixel
+    standing for a square of as many: a JPEG is decoded at that size, which costs a third.
+    """
     data = read_regular(path, limit=MAX_PICTURE_BYTES)
     stream = io.BytesIO(data)
     size = _size(stream, path)  # leaves a JPEG's stream where the scan starts
-    if data.startswith(_JPEG) and data.find(b"\xff\xd9", stream.tell()) < 0:
+    jpeg = data.startswith(_JPEG)
+    if jpeg and data.rfind(b"\xff\xd9", stream.tell()) < 0:
         raise UserError(f"{path}: the JPEG is cut short (no end-of-image marker)")
+    mode = _REDUCED[reduction] if jpeg else cv2.IMREAD_COLOR_RGB
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     except cv2.error as error:
         raise UserError(f"{path}: the picture can't be decoded ({error.err})") from error
     if image is None:  # pyright: ignore[reportUnnecessaryComparison]  # OpenCV's stub is wrong
         raise UserError(f"{path}: the picture can't be decoded (corrupt, or not a picture)")
-    if image.shape[:2] != size:  # a damaged EXIF block that OpenCV and we read differently
+    if image.shape[:2] != (reduced(size, reduction) if jpeg else size):
+        # a damaged EXIF block that OpenCV and we read differently
         raise UserError(f"{path}: decodes to (height, width) {image.shape[:2]}, header says {size}")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+    return np.asarray(image if jpeg else _averaged(image, reduction), np.uint8)
+
+
+def reduced(size: tuple[int, int], reduction: int) -> tuple[int, int]:
+    """What (height, width) becomes when `reduction` rows and columns become one."""
+    return -(-size[0] // reduction), -(-size[1] // reduction)
+
+
+def _averaged(image: MatLike, reduction: int) -> MatLike:
+    if reduction == 1:
+        return image
+    bottom, right = -image.shape[0] % reduction, -image.shape[1] % reduction
+    image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    height, width = reduced((image.shape[0], image.shape[1]), reduction)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def picture_size(path: Path) -> tuple[int, int]:

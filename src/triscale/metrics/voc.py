@@ -77,15 +77,16 @@ def voc_ap(
     not, and to no other: if that one is difficult the detection is ignored, if it was found before
     by a better detection this one is false. Equal scores keep their order.
     """
-    best = _best_objects(detections, truth, num_classes, iou_threshold, inclusive)
-    order = np.lexsort((-detections.scores, detections.labels))  # by class, best first; stable
-    best, labels = best[order], detections.labels[order]
+    order = _by_class_best_first(detections, num_classes)
+    best = _best_objects(detections, truth, num_classes, iou_threshold, inclusive)[order]
+    labels = detections.labels[order]
 
     ignored = np.append(truth.difficult, False)[best]  # the object -1 is the appended one
     # np.unique returns where each object turns up first, that is with its best detection.
-    objects, first = np.unique(best, return_index=True)
+    matched = np.flatnonzero(best >= 0)
+    _, first = np.unique(best[matched], return_index=True)
     correct = np.zeros(len(best), np.bool_)
-    correct[first[objects >= 0]] = True
+    correct[matched[first]] = True
 
     counted = truth.labels[~truth.difficult]
     totals = np.bincount(counted, minlength=num_classes)
@@ -105,6 +106,20 @@ def voc_ap(
     return VocResult(mean, per_class)
 
 
+def _by_class_best_first(detections: PackedDetections, num_classes: int) -> NDArray[np.intp]:
+    """The order (D,) by class, then by score, the best first; equal ones as they came."""
+    # np.lexsort((-scores, labels)), but numpy sorts integers of 16 bits by counting, in a quarter
+    # of the time. As integers floats keep their order, negative ones after all other bits turned.
+    scores = detections.scores.astype(np.result_type(detections.scores, np.float32))
+    falling = 0.0 - np.fmax(scores, -np.inf)  # what isn't a number comes last; there is no -0.0
+    width = falling.itemsize
+    bits = falling.view(f"i{width}")
+    bits ^= (bits >> 8 * width - 1) & np.iinfo(bits.dtype).max
+    *low, high = bits.astype(f"<i{width}").view("<i2").reshape(-1, width // 2).T
+    labels = detections.labels.astype(np.min_scalar_type(num_classes))
+    return np.lexsort((*(digit.view("<u2") for digit in low), high, labels))
+
+
 def _best_objects(
     detections: PackedDetections,
     truth: PackedTruth,
@@ -114,26 +129,27 @@ def _best_objects(
 ) -> NDArray[np.int64]:
     """The object that each detection is matched to, or -1: (D,)."""
     best = np.full(len(detections.images), -1, np.int64)
+    images, of_image = np.unique(truth.images, return_inverse=True)  # their numbers have gaps
     # One number per (image, class): the objects of equal number lie side by side once sorted.
-    group = truth.images.astype(np.int64) * num_classes + truth.labels
+    group = of_image * num_classes + truth.labels
     by_group = np.argsort(group, kind="stable")
-    wanted = detections.images.astype(np.int64) * num_classes + detections.labels
-    start = np.searchsorted(group[by_group], wanted, side="left")
-    count = np.searchsorted(group[by_group], wanted, side="right") - start
-    rows = np.flatnonzero(count)  # the detections that have something to be compared with
+    counts = np.bincount(group, minlength=len(images) * num_classes)
+    starts = np.cumsum(counts) - counts
+    image = np.searchsorted(images, detections.images)
+    known = np.flatnonzero(image < np.searchsorted(images, detections.images, side="right"))
+    wanted = image[known] * num_classes + detections.labels[known]
+    some = counts[wanted] > 0
+    rows, wanted = known[some], wanted[some]  # those that have something to be compared with
     if len(rows) == 0:
         return best
-    start, count = start[rows], count[rows]
+    start, count = starts[wanted], counts[wanted]
 
     ends = np.cumsum(count)
     begins = ends - count
     # Every (detection, object) pair of equal image and class, detection by detection: P in all.
     objects = by_group[np.arange(ends[-1]) + np.repeat(start - begins, count)]
-    extra = np.array([0, 0, 1, 1] if inclusive else [0, 0, 0, 0], np.float64)
-    overlap = box_iou(
-        np.repeat(detections.boxes[rows] + extra, count, axis=0),
-        truth.boxes[objects] + extra,
-    )  # (P,)
+    found = _rows(detections.boxes, np.repeat(rows, count), inclusive)
+    overlap = box_iou(found, _rows(truth.boxes, objects, inclusive))  # (P,)
     overlap = np.nan_to_num(overlap)  # a box of a network gone astray overlaps nothing
     highest = np.maximum.reduceat(overlap, begins)
     # The first pair of each detection that reaches its maximum.
@@ -142,6 +158,16 @@ def _best_objects(
     matched = highest >= iou_threshold
     best[rows[matched]] = chosen[matched]
     return best
+
+
+def _rows(
+    boxes_xyxy: NDArray[np.floating[Any]], rows: NDArray[np.intp], inclusive: bool
+) -> NDArray[np.float64]:
+    """Those rows of boxes (n, 4), with x2 and y2 behind the last pixel."""
+    # Each coordinate in one piece of memory: what is computed from them takes a third of the time.
+    columns = np.ascontiguousarray(boxes_xyxy[rows].T, np.float64)
+    columns[2:] += inclusive
+    return columns.T
 
 
 def _eleven_points(recall: NDArray[np.float64], envelope: NDArray[np.float64]) -> float:

@@ -14,6 +14,8 @@ from itertools import pairwise
 from torch import Tensor, cat, nn
 from torch.nn import functional
 
+from triscale.model.depthwise import convolve
+
 LEAKY_SLOPE = 0.1  # Darknet's `activation=leaky`
 
 
@@ -50,7 +52,7 @@ class ConvCell(nn.Module):
         self.slope = slope
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
+        return self.act(self.norm(convolve(self.conv, x)))
 
 
 class SpatialPyramid(nn.Module):

@@ -73,12 +73,9 @@ class YOLOv3(nn.Module):
         # (B, A * channels, h, w) -> (B, h, w, A, channels) -> (B, h * w * A, channels)
         flat = [m.permute(0, 2, 3, 1).unflatten(3, (-1, channels)).flatten(1, 3) for m in maps]
         raw = torch.cat(flat, dim=1)
-        return Predictions(
-            centres=raw[..., 0:2],
-            scales=raw[..., 2:4],
-            objectness=raw[..., 4],
-            classes=raw[..., NUM_BOX_CHANNELS:],
-        )
+        # One split: its way back joins the parts, where each slice's would fill it all with zeros.
+        centres, scales, objectness, classes = raw.split([2, 2, 1, self.num_classes], dim=-1)
+        return Predictions(centres, scales, objectness[..., 0], classes)
 
 
 def build_model(config: ModelConfig, num_classes: int, *, generator: torch.Generator) -> YOLOv3:

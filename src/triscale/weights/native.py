@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import mmap
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,13 +55,16 @@ def write_native(path: Path, weights: Weights) -> None:
 
 def read_native(path: Path) -> Weights:
     """The content of a file that `write_native` wrote; UserError if it isn't one."""
-    tensors, header = read_tensors(path)
+    with ThreadPoolExecutor(2) as pool:  # hashing takes as long as all the rest
+        hashed = pool.submit(_data_sha256, path)
+        tensors, header = read_tensors(path)
+        finite = pool.submit(require_finite, tensors, path=path)
     if header.get("format") != _FORMAT:
         raise UserError(
             f"{path}: expected a weights file of triscale ({_FORMAT}), "
             f"found format {header.get('format', 'not stated')}"
         )
-    if header.get("sha256", found := _data_sha256(path)) != found:
+    if header.get("sha256", found := hashed.result()) != found:
         raise UserError(f"{path}: damaged (the SHA-256 of its tensors isn't the one it states)")
     try:
         info = WeightsInfo(
@@ -78,9 +82,11 @@ def read_native(path: Path) -> Weights:
     except RecursionError as error:
         raise UserError(f"{path}: the header is damaged (nested too deeply)") from error
     for name, tensor in tensors.items():
-        if not name.endswith("num_batches_tracked") and tensor.dtype not in _FLOATS:
-            raise UserError(f"{path}: {name}: expected floating point, found {tensor.dtype}")
-    require_finite(tensors, path=path)
+        counter = name.endswith("num_batches_tracked")
+        if tensor.dtype not in ((torch.int64,) if counter else _FLOATS):
+            wanted = "int64" if counter else "floating point"
+            raise UserError(f"{path}: {name}: expected {wanted}, found {tensor.dtype}")
+    finite.result()
     return Weights(tensors, info)
 
 
@@ -147,9 +153,14 @@ def is_whole(path: Path) -> bool:
 
 def _data_sha256(path: Path) -> str:
     """The SHA-256 of what follows the header of a safetensors file."""
-    with path.open("rb") as file:
-        file.seek(int.from_bytes(file.read(8), "little"), os.SEEK_CUR)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    # Mapped and in one piece: a loop over blocks would wait for Python's lock after each of them.
+    with (
+        open_regular(path, limit=_MAX_BYTES) as file,  # a pipe would be waited for
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as content,
+        content[8 + int.from_bytes(content[:8], "little") :] as data,
+    ):
+        return hashlib.sha256(data).hexdigest()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -5,7 +5,7 @@ From decoded pictures of 640x480 to detections: validation transform, network, d
 trained, in PyTorch's own memory format; below are the stages of one call of the Detector. With
 --peers also GluonCV's network with its transform and suppression, on MXNet. Weights are drawn so
 that nothing passes the score's threshold, in the peer too. `limit` is the time of the network's
-arithmetic as one product of matrices, which direct convolutions can't beat.
+arithmetic at the rate of PyTorch's best kernels here (limit.py).
 """
 
 from __future__ import annotations

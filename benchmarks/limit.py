@@ -1,15 +1,17 @@
-"""What the processor allows: the time that a network's arithmetic takes at its best rate.
+"""What the processor allows: the time of a network's arithmetic at the rate of its best kernels.
 
-The rate is that of PyTorch's product of two large matrices, which is bound by arithmetic alone. A
-direct convolution can't be faster; whatever else a program does comes on top.
+The rate is the better one of a product of two large matrices and of one large 3x3 convolution, both
+PyTorch's and bound by arithmetic alone. What a program does besides convolving comes on top.
 """
 
 from __future__ import annotations
 
 import time
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import torch
+from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
 from triscale.model.yolo import ModelConfig, skeleton
@@ -28,15 +30,27 @@ def forward_flops(config: ModelConfig, side: int, *, classes: int = 20) -> int:
 
 
 def seconds_at_best(flops: float, dtype: torch.dtype) -> float:
-    """The time that so many operations take at the rate of a product of matrices, measured now."""
-    a, b = _matrices(dtype)
+    """The time that so many operations take at the best rate, measured now."""
+    a, b, x, kernels = _operands(dtype)
+    with torch.inference_mode():
+        product = _seconds(partial(torch.mm, a, b)) / (2 * SIDE**3)
+        operations = 2 * x.numel() * kernels.numel() // kernels.shape[1]
+        convolution = _seconds(partial(conv2d, x, kernels, padding=1)) / operations
+    return flops * min(product, convolution)
+
+
+def _seconds(call: Callable[[], object]) -> float:
     began = time.perf_counter()
-    torch.mm(a, b)
-    return (time.perf_counter() - began) * flops / (2 * SIDE**3)
+    call()
+    return time.perf_counter() - began
 
 
 @lru_cache
-def _matrices(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def _operands(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Two matrices; a map as between Darknet-53's stages, of 4 pictures, and 3x3 kernels."""
     draw = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(SIDE, SIDE, generator=draw).to(dtype) for _ in range(2))
-    return a, b
+    shapes = ((SIDE, SIDE), (SIDE, SIDE), (4, 256, 26, 26), (512, 256, 3, 3))
+    drawn = [torch.randn(shape, generator=draw).to(dtype) for shape in shapes]
+    return tuple(
+        t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in drawn
+    )

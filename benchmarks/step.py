@@ -3,7 +3,7 @@
 Ours, as `triscale train` takes it, in fp32 and bf16; the same network in a bare loop of plain
 PyTorch (its own memory format, gradients, optimiser and heap), and with --peers GluonCV's step on
 MXNet. Each runs in a process of its own, in turns, on one batch of noise with 20 classes; `limit`
-is the time of the same arithmetic as one product of matrices, which direct convolutions can't beat.
+is the time of the same arithmetic at the rate of PyTorch's best kernels here (limit.py).
 The share of the convolutions is that of a profiled step of ours; --profile prints its table by
 operator.
 """

@@ -11,8 +11,12 @@ import pytest
 import torch
 
 from tests.conftest import TINY
+from tests.running import run_quietly
 from triscale import precision, runs
+from triscale.checkpoint import load_state
+from triscale.data.open import Data
 from triscale.distributed import Processes
+from triscale.errors import UserError
 from triscale.model.yolo import YOLOv3, build_model
 from triscale.precision import bf16_gain, settle_precision
 from triscale.recipe import Recipe, dump_recipe, load_recipe
@@ -111,3 +115,22 @@ def test_a_run_that_goes_on_keeps_its_precision(
     (tmp_path / "recipe.toml").write_text(dump_recipe(made("train.precision=bf16")[0]))
     found: Any = runs.resume_run(tmp_path, overrides=overrides)
     assert found.train.precision == expected
+
+
+def test_a_run_keeps_what_was_chosen(
+    devkit: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its folder and its states; a second measurement would be another choice."""
+    gains = iter([2.0])
+    monkeypatch.setattr(precision, "bf16_gain", lambda *_, **__: next(gains))
+    run = tmp_path / "run"
+    asked = load_recipe("small", overrides=[*TINY, "train.epochs=1", "train.precision=auto"])
+    runs.start_run(devkit, asked, name="tiny", out=run)
+    kept = load_recipe(run / "recipe.toml")
+    assert kept.train.precision == "bf16"
+    state, _ = load_state(run / "last")
+    assert state.values["recipe"]["train"]["precision"] == "bf16"
+    runs.resume_run(run, overrides=["train.precision=auto", "train.epochs=2"])
+    assert load_recipe(run / "recipe.toml").train.precision == "bf16"
+    with pytest.raises(UserError, match=r"resume with what 'auto' chose, see .*recipe\.toml"):
+        run_quietly(asked, data, run, resume=True)

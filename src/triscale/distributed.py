@@ -57,8 +57,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def processes_here() -> int:
-    """How many of the processes that torchrun started are on this machine."""
-    said = os.environ.get("LOCAL_WORLD_SIZE", "")
+    """How many of the run's processes are on this machine; all of them, unless it was said."""
+    said = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "")
     return int(said) if said.isdecimal() and int(said) else 1
 
 

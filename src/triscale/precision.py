@@ -14,11 +14,11 @@ import torch
 
 from triscale.distributed import Processes, share_value
 from triscale.gradients import Statistics
+from triscale.model.folded import WORTH
 from triscale.model.yolo import YOLOv3
 from triscale.recipe import Recipe
 from triscale.step import rehearse
 
-_GAIN = 1.2  # by which bf16 must be faster; for less its noise isn't worth it
 _ROUNDS = 2  # that count; the first one, which compiles kernels, doesn't
 
 
@@ -37,7 +37,7 @@ def settle_precision(
     else:
         gain = bf16_gain(recipe, model, device=device)
         chosen, why = (
-            ("bf16" if gain >= _GAIN else "fp32"),
+            ("bf16" if gain >= WORTH else "fp32"),
             f"bf16 is {gain:.2f}x as fast as fp32 here",
         )
     chosen, why = share_value([chosen, why], processes, device=device)
@@ -49,7 +49,8 @@ def bf16_gain(recipe: Recipe, model: YOLOv3, *, device: torch.device) -> float:
     """By how many times forward and backward passes are faster in bf16 than in fp32."""
     # Small on a CPU, to take a second; on a GPU large enough that its kernels count, not their
     # launches. Speed per pixel hardly depends on the size otherwise.
-    pictures, side = (2, 160) if device.type == "cpu" else (8, recipe.train.size)
+    most = -(-recipe.train.batch_size // recipe.train.accumulate)
+    pictures, side = (2, 160) if device.type == "cpu" else (min(8, most), recipe.train.size)
     params = [param for param in model.parameters() if param.requires_grad]
     statistics = Statistics(model)
     training = model.training

@@ -93,7 +93,10 @@ def evaluate_weights(
     detector = Detector(weights, device=device, precision=precision)
     table = {key: dict(detector.info.recipe.get(key, {})) for key in ("data", "decode", "evaluate")}
     table["input"] = to_dict(detector.info.input)
-    for key in ("path", "train", "val", "classes", "num_samples", "skip_bad", "outside"):
+    for key in (
+        *("path", "train", "val", "classes", "num_samples", "skip_bad", "outside"),
+        *("index_cache", "cache", "cache_gib"),
+    ):
         table["data"].pop(key, None)  # they speak of the training data, and for nobody else
     for assignment in overrides:
         apply_override(table, assignment)

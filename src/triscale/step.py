@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -14,16 +12,13 @@ from triscale.assign import assign, ignored
 from triscale.decode import decode_boxes
 from triscale.errors import OutOfMemoryError, ran_out_of_memory
 from triscale.gradients import Gradients, Statistics
+from triscale.heap import MOST, set_heap
 from triscale.loss import yolo_loss
 from triscale.model.yolo import YOLOv3
 from triscale.pixels import network_input
 from triscale.progress import Run
 from triscale.recipe import Recipe
 from triscale.types import Batch, Losses
-
-# mallopt(3), and the most that glibc allows for the threshold
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MMAP_THRESHOLD_MAX = 32 << 20
 
 # "auto" has become one of them before the first step
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,13 +49,10 @@ def keep_freed_memory(device: torch.device) -> None:
 
     By itself glibc gives it back to the system after each backward pass, and in the next forward
     pass the system fills every page with zeros again: up to a seventh of a step's time. Tensors
-    above 32 MiB still come and go. Processes that are forked inherit this.
+    above 32 MiB still come and go.
     """
     if device.type == "cpu":
-        with suppress(AttributeError, OSError):  # another C library
-            libc = ctypes.CDLL(None)
-            libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_MAX)
-            libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        set_heap(map_from=32 << 20, trim_from=MOST)
 
 
 def parts_of_share(run: Run) -> int:

@@ -81,6 +81,8 @@ def train(
     newest state in the folder. Raises UserError for what the user can mend, and Interrupted, after
     saving, when Ctrl-C, SIGTERM or SIGUSR1 asks it to stop.
     """
+    if resume and recipe.train.precision == "auto":  # another choice would be another run
+        raise UserError(f"train.precision: resume with what 'auto' chose, see {run}/recipe.toml")
     device = choose_device(recipe.train.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events and exchanges go by the current one

@@ -33,7 +33,8 @@ class Sample(NamedTuple):
     """One picture with its labels (numpy, on the loader's side)."""
 
     image: NDArray[np.uint8]  # (H, W, 3) RGB
-    boxes: NDArray[np.float32]  # (n, 4) xyxy pixels of `image`
+    # (n, 4) xyxy pixels of `image`; while it is decoded at a part of its size, of the whole picture
+    boxes: NDArray[np.float32]
     labels: NDArray[np.int64]  # (n,) class index from 0
     weights: NDArray[np.float32]  # (n,) mixup ratio, 1 without mixup
     image_id: int  # position in the Index

@@ -106,7 +106,7 @@ def test_exif_behind_the_pixels_of_a_png(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reduction", [2, 4, 8])
-@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("orientation", [0, 1])
 def test_a_jpeg_is_reduced_as_libjpeg_does(
     tmp_path: Path, reduction: int, orientation: int
 ) -> None:
@@ -119,6 +119,23 @@ def test_a_jpeg_is_reduced_as_libjpeg_does(
     ours = read_picture(path, reduction=reduction)
     assert ours.shape[:2] == reduced(picture_size(path), reduction)
     np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_the_squares_of_a_turned_jpeg_begin_where_the_upright_picture_does(
+    tmp_path: Path, reduction: int, orientation: int
+) -> None:
+    """30x20 pixels: libjpeg's incomplete squares would come first once the picture is turned."""
+    path = tmp_path / "a"
+    path.write_bytes(encoded("JPEG", orientation=orientation))
+    whole, ours = read_picture(path), read_picture(path, reduction=reduction)
+    rows, columns = whole.shape[0] // reduction, whole.shape[1] // reduction
+    squares = whole[: rows * reduction, : columns * reduction].reshape(
+        rows, reduction, columns, reduction, 3
+    )
+    assert ours.shape[:2] == reduced(picture_size(path), reduction)
+    np.testing.assert_allclose(ours[:rows, :columns], squares.mean((1, 3)), atol=0.51)
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP", "TIFF"])

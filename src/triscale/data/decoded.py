@@ -1,4 +1,4 @@
-"""DecodedPictures pictures that are kept: for the next epoch in memory, for the next run in a file.
+"""Decoded pictures that are kept: for the next epoch in memory, for the next run in a file.
 
 Decoding a picture costs many times what reading its pixels does. The places of all pixels follow
 from the sizes in the index, so nothing is ever moved or looked for. Memory and file have the same
@@ -240,7 +240,9 @@ def _on_disk(indices: Sequence[Index], limit: int) -> list[DecodedPictures]:
 
 def _name(index: Index, states: NDArray[np.int64]) -> str:
     """<the split>-<all that decides what its file holds>.rgb"""
-    folder = os.path.abspath(index.paths.prefix)
+    # Relative paths depend on where one stands.
+    ends = [os.path.abspath(index.paths[i]) for i in (0, -1) if len(index)]
+    folder = os.path.commonpath(ends) if ends else ""
     split = hashlib.sha256(repr((folder, index.name)).encode())
     content = hashlib.sha256(repr((FORMAT, __version__, cv2.__version__, folder)).encode())
     for array in (index.paths.data, index.paths.ends, index.sizes, states):

@@ -243,8 +243,11 @@ def _collate_or_error(samples: list[Sample | UserError]) -> Batch | UserError:
         # Each tensor would travel as a file of its own in shared memory. Only the pictures are
         # large enough for that: the others go as arrays, in the message.
         return Batch._make([batch.images, *(field.numpy() for field in batch[1:])])
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        shared = "shared memory" in str(error)  # torch's own error, which is no OSError
+        if isinstance(error, RuntimeError) and not shared:
+            raise
         return UserError(
-            f"memory ran out for a batch of {len(good)} pictures; try a smaller --batch-size or "
-            "fewer --workers"
+            f"{'shared ' * shared}memory ran out for a batch of {len(good)} pictures; "
+            f"{'make /dev/shm larger, or ' * shared}try a smaller --batch-size or fewer --workers"
         )

@@ -67,25 +67,28 @@ def read_picture(path: Path, *, reduction: int = 1) -> NDArray[np.uint8]:
     """The picture as (H, W, 3) RGB, turned upright; UserError if it can't be decoded whole.
 
     With a `reduction` of 2, 4 or 8 it has ceil(H / reduction) rows, and columns alike, each pixel
-    standing for a square of as many: a JPEG is decoded at that size, which costs a third.
+    standing for a square of as many: an upright JPEG is decoded at that size, for a third of the
+    time.
     """
     data = read_regular(path, limit=MAX_PICTURE_BYTES)
     stream = io.BytesIO(data)
-    size = _size(stream, path)  # leaves a JPEG's stream where the scan starts
+    size, orientation = _header(stream, path)  # leaves a JPEG's stream where the scan starts
     jpeg = data.startswith(_JPEG)
     if jpeg and data.rfind(b"\xff\xd9", stream.tell()) < 0:
         raise UserError(f"{path}: the JPEG is cut short (no end-of-image marker)")
-    mode = _REDUCED[reduction] if jpeg else cv2.IMREAD_COLOR_RGB
+    # What is turned after it was reduced would have its incomplete squares at the wrong side.
+    early = jpeg and orientation in (0, 1)
+    mode = _REDUCED[reduction] if early else cv2.IMREAD_COLOR_RGB
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     except cv2.error as error:
         raise UserError(f"{path}: the picture can't be decoded ({error.err})") from error
     if image is None:  # pyright: ignore[reportUnnecessaryComparison]  # OpenCV's stub is wrong
         raise UserError(f"{path}: the picture can't be decoded (corrupt, or not a picture)")
-    if image.shape[:2] != (reduced(size, reduction) if jpeg else size):
+    if image.shape[:2] != (reduced(size, reduction) if early else size):
         # a damaged EXIF block that OpenCV and we read differently
         raise UserError(f"{path}: decodes to (height, width) {image.shape[:2]}, header says {size}")
-    return np.asarray(image if jpeg else _averaged(image, reduction), np.uint8)
+    return np.asarray(image if early else _averaged(image, reduction), np.uint8)
 
 
 def reduced(size: tuple[int, int], reduction: int) -> tuple[int, int]:
@@ -144,6 +147,11 @@ def _sizes(paths: Sequence[Path], root: DataRoot | None) -> list[tuple[int, int]
 
 def _size(stream: BinaryIO, path: Path) -> tuple[int, int]:
     """(height, width) of the upright picture in `stream`, which is at its start."""
+    return _header(stream, path)[0]
+
+
+def _header(stream: BinaryIO, path: Path) -> tuple[tuple[int, int], int]:
+    """The size, and the EXIF orientation: 0 where none is stated."""
     magic = stream.read(8)
     stream.seek(0)
     if not magic:
@@ -164,7 +172,8 @@ def _size(stream: BinaryIO, path: Path) -> tuple[int, int]:
             f"{path}: the header says {width}x{height} pixels; "
             f"expected at least 1 and at most {MAX_PIXELS:,}"
         )
-    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    size = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    return size, orientation
 
 
 def _jpeg_header(stream: BinaryIO) -> tuple[int, int, int]:

@@ -6,7 +6,6 @@ Each worker writes it down before it reads, in memory that outlives it (`Places`
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -14,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing import connection, process
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -27,9 +26,9 @@ from torch.utils.data import get_worker_info
 
 from triscale.data.index import Index
 from triscale.errors import UserError
+from triscale.heap import set_heap
 from triscale.types import Batch
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 TICK = 1.0  # seconds between two looks at workers that nothing comes from
 _ADVICE: dict[int, str] = {
     signal.SIGKILL: "the usual reason is too little memory: try fewer --workers",
@@ -71,8 +70,8 @@ class Places:
         return self._rows.numpy()[worker.id % len(self._rows) if worker else 0]
 
     def _name(self, row: list[int]) -> str:
-        first, *others = (self._index.paths[image] for image in row[2:] if image >= 0)
-        return f"{first} (mixed with {others[0]})" if others else first
+        names = [self._index.paths[image] for image in row[2:] if image >= 0]
+        return " (mixed with ".join(names) + ")" * (len(names) - 1) if names else "no picture yet"
 
 
 def next_batch(
@@ -181,10 +180,7 @@ def start_worker(_: int) -> None:
     # glibc keeps freed buffers in its heap, where pictures of ever other sizes leave gaps: memory
     # creeps up for hours. Large ones that are mapped instead go back to the system at once. Not
     # those of a usual picture: the system fills what it gives with zeros, a third of the work.
-    with suppress(AttributeError, OSError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 4 << 20)
-        libc.mallopt(_M_TRIM_THRESHOLD, 32 << 20)
+    set_heap(map_from=4 << 20, trim_from=32 << 20)
     # Ctrl-C, and the signals that a scheduler sends to a whole job, are the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

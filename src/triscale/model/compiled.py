@@ -37,8 +37,9 @@ def compiled(model: YOLOv3) -> YOLOv3:
 def compiling(shapes: int) -> Generator[None]:
     """Room for so many shapes inside the block; UserError where the compiler fails."""
     config = torch.compiler.config
-    limit = config.recompile_limit
-    config.recompile_limit = limit + shapes
+    limits = config.recompile_limit, config.accumulated_recompile_limit
+    config.recompile_limit = limits[0] + shapes
+    config.accumulated_recompile_limit = limits[1] + shapes
     try:
         yield
     except Exception as error:
@@ -46,7 +47,7 @@ def compiling(shapes: int) -> Generator[None]:
             raise
         raise UserError(_told(error)) from error
     finally:
-        config.recompile_limit = limit
+        config.recompile_limit, config.accumulated_recompile_limit = limits
 
 
 def _told(error: Exception) -> str:

@@ -1,0 +1,23 @@
+"""When memory that was freed goes back to the system: thresholds of glibc's heap, mallopt(3).
+
+By itself glibc adapts them to what it sees, which suits neither a training step nor a process that
+decodes pictures. They belong to the process, and processes that are forked inherit them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import suppress
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+MOST = 2**31 - 1  # bytes; mallopt takes an int
+
+
+def set_heap(*, map_from: int, trim_from: int) -> None:
+    """Buffers of `map_from` bytes are mapped, and given back when they are freed; of the others
+    that are free at the heap's end only what is beyond `trim_from` bytes. Elsewhere than with glibc
+    nothing happens."""
+    with suppress(AttributeError, OSError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, map_from)
+        libc.mallopt(_M_TRIM_THRESHOLD, trim_from)

@@ -37,6 +37,7 @@ from triscale.distributed import (
     choose_device,
     gather_interleaved,
     join_processes,
+    processes_here,
     share_tensors,
     share_value,
     synchronise_batch_norm,
@@ -252,3 +253,18 @@ def test_an_environment_that_is_half_set(
     monkeypatch.setenv("WORLD_SIZE", said)
     with pytest.raises(UserError, match=text), join_processes(torch.device("cpu")):
         pass
+
+
+@pytest.mark.parametrize(
+    ("local", "world", "expected"),
+    # with neither it is one; a launcher that doesn't say how many are here: all, to be safe
+    [(None, None, 1), ("2", "8", 2), (None, "8", 8), ("", "", 1), ("x", "8", 1), ("0", "8", 1)],
+)
+def test_processes_here(
+    local: str | None, world: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("LOCAL_WORLD_SIZE", local), ("WORLD_SIZE", world)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert processes_here() == expected

@@ -562,3 +562,21 @@ def test_memory_of_this_machine() -> None:
 def test_a_bound_is_not_negative() -> None:
     with pytest.raises(UserError, match=r"^data\.cache_gib: expected at least 0, got -1"):
         DataConfig(cache_gib=-1)
+
+
+def test_where_one_stands_names_nothing(
+    index: Index, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sets with splits of one name live side by side, however they are spelled."""
+    (tmp_path / "other").mkdir()
+    write_index(tmp_path / "other", pictures(1), [[]] * len(SIZES))
+    monkeypatch.chdir(tmp_path)
+    nearby = [Path(name) for name in ("set", "other")]
+    for place in nearby:
+        opened(write_index(place, pictures(nearby.index(place)), [[]] * len(SIZES)), "disk")
+    names = files(folder)
+    assert len(names) == 2
+    monkeypatch.chdir(tmp_path / "set")
+    opened(write_index(Path("../other"), pictures(1), [[]] * len(SIZES)), "disk")
+    assert files(folder)[0].name.split("-")[0] in {path.name.split("-")[0] for path in names}
+    assert len(files(folder)) == 2

@@ -50,8 +50,8 @@ class Detector:
         self.decode = build(
             DecodeConfig, self.info.recipe.get("decode", {}), where=f"{self.path}: decode"
         )
-        size = (self.info.size, self.info.size)
-        self._grid = make_grid(self.model.anchors, size, device=self.device)
+        self._size = (self.info.size, self.info.size)
+        self._grid = make_grid(self.model.anchors, self._size, device=self.device)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -64,17 +64,18 @@ class Detector:
 
     def batch(self, images: Sequence[str | Path | NDArray[np.uint8]]) -> list[Detections]:
         """The detections in each of some pictures, computed together."""
-        size, fit = (self.info.size, self.info.size), self.info.input.fit
         batch = self.prepare(images)
         with torch.inference_mode():
             predictions = self.model(network_input(batch, self.info.input))
             decoded = detect(predictions, self._grid, self.decode)
-        return detections(decoded, size, original_sizes=batch.original_sizes, fit=fit)
+        return detections(
+            decoded, self._size, original_sizes=batch.original_sizes, fit=self.info.input.fit
+        )
 
     def prepare(self, images: Sequence[str | Path | NDArray[np.uint8]]) -> Batch:
         """Some pictures at the network's size, on its device."""
-        size, fit = (self.info.size, self.info.size), self.info.input.fit
-        samples = [val_transform(_sample(image), size, fit=fit) for image in images]
+        fit = self.info.input.fit
+        samples = [val_transform(_sample(image), self._size, fit=fit) for image in images]
         return collate(samples).to(self.device)
 
 

@@ -4,7 +4,7 @@ The pictures are 640x480: those of BCCD, or made-up ones. Ours: one process, one
 come out as boxes, since the targets are made on the device. `decode` is a JPEG to pixels,
 `transform` pixels to a sample, `both` a file to a sample. GluonCV is asked for the same with its
 targets and without them, Ultralytics for its default pipeline (files to samples) without mosaic and
-with it; GluonCV may use more than one thread.
+with it; GluonCV may use more than one thread. For mosaics both keep the pictures decoded last.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from triscale.data.loader import load, read
 from triscale.data.open import open_dataset
 from triscale.data.options import DataConfig
 from triscale.data.pictures import read_picture
+from triscale.data.plan import Plan
+from triscale.data.recent import RecentPictures
 from triscale.recipe import load_recipe
 from triscale.types import Draw
 
@@ -34,6 +36,8 @@ Measure = Callable[[], float]  # seconds per sample
 SIDES = tuple(range(320, 609, 32))
 SIZES = {"416": (416,), "320-608": SIDES}
 RECIPES = ("gluoncv-voc", "small", "bof")
+MOSAIC = ["augment.mosaic=1", "augment.mosaic_off_epochs=0"]
+MOSAIC_PEER = "ultralytics with mosaic"
 COLUMNS = (
     *("recipe", "what", "size", "samples/s"),
     *("x gluoncv", "x without targets", "x ultralytics", "x with mosaic"),
@@ -89,7 +93,19 @@ def ours(index: Index, *, seconds: float) -> dict[str, Measure]:
 
             for what, work in (("transform", transform), ("both", both)):
                 measures[f"{name}, {what}, {shown}"] = lambda work=work: loop(work, seconds)
+    measures["bof + mosaic, both, 416"] = mosaics(index, seconds=seconds)
     return measures
+
+
+def mosaics(index: Index, *, seconds: float) -> Measure:
+    """What measures mosaics in the order of a run."""
+    words = [*MOSAIC, "augment.mixup=false", "augment.random_shape=false"]
+    config, recent = load_recipe("bof", overrides=words).augment, RecentPictures()
+    plan = Plan(len(index), 8, 3, seed=0, size=416, augment=config)
+    draws = [draw for step in range(plan.steps) for draw in plan.draws(step)]
+    return lambda: loop(
+        lambda i: read(index, draws[i % len(draws)], config, recent=recent), seconds
+    )
 
 
 def loop(work: Callable[[int], object], seconds: float) -> float:
@@ -115,7 +131,7 @@ def theirs(running: Mapping[str, Peer], root: Path) -> dict[str, Measure]:
                         "gluoncv"
                     ].ask("transform", root=path, seconds=1, **words)["seconds"]
     if "ultralytics" in running:
-        for name, mosaic in (("ultralytics", False), ("ultralytics with mosaic", True)):
+        for name, mosaic in (("ultralytics", False), (MOSAIC_PEER, True)):
             measures[f"{name}, both, 416"] = lambda mosaic=mosaic: running["ultralytics"].ask(
                 "transform", root=path, size=416, mosaic=mosaic, seconds=1
             )["seconds"]
@@ -126,7 +142,9 @@ def row(name: str, figures: Mapping[str, list[float]]) -> tuple[str | float, ...
     """Ours, and how many times as fast as each peer at the same."""
     recipe, what, size = name.split(", ")
     keys = [f"{peer}, {what}, {size}" for peer in ("gluoncv", "gluoncv without targets")]
-    keys += [f"{peer}, {what}, 416" for peer in ("ultralytics", "ultralytics with mosaic")]
+    keys += [f"{peer}, {what}, 416" for peer in ("ultralytics", MOSAIC_PEER)]
+    if "mosaic" in recipe:  # beside its like only
+        keys[:-1] = [""] * 3
     times = [ratio(figures[key], figures[name]) if key in figures else "" for key in keys]
     return recipe, what, size, 1 / statistics.median(figures[name]), *times
 

@@ -23,9 +23,11 @@ from limit import forward_flops
 from triscale.anchors import make_grid
 from triscale.gradients import Gradients, Statistics
 from triscale.guard import LAG, Echo
+from triscale.log import LOSSES
 from triscale.model.yolo import YOLOv3, build_model, skeleton
-from triscale.optim import SGD, parameter_groups
+from triscale.optim import parameter_groups
 from triscale.recipe import Recipe
+from triscale.sgd import SGD
 from triscale.step import batch_losses
 from triscale.types import Batch
 
@@ -82,7 +84,7 @@ def our_step(bench: Bench, *, channels_last: bool = True, compiled: bool = False
     """What the loop of `triscale.training` does with a batch on the device."""
     model, grids = network(bench, channels_last=channels_last), Grids(bench)
     optimizer = SGD(parameter_groups(model, bench.recipe.optim), lr=1e-6, momentum=0.9)
-    gradients, statistics = Gradients(model, notes=6), Statistics(model)
+    gradients, statistics = Gradients(model, notes=len(LOSSES) + 2), Statistics(model)
     echo = Echo(lag=0 if bench.device.type == "cpu" else LAG)
     called: Any = model
     if compiled:  # as triscale.model.compiled, with another backend in a rehearsal
@@ -96,7 +98,7 @@ def our_step(bench: Bench, *, channels_last: bool = True, compiled: bool = False
             called, batch, grids.of(batch), recipe=bench.recipe, global_batch=size
         )
         losses.total.backward()
-        gradients.notes[:4] += torch.stack(losses).detach()
+        gradients.notes[: len(LOSSES)] += torch.stack(losses).detach()
         ok = gradients.finite()
         gradients.clear_unless(ok)
         statistics.restore_unless(ok)
@@ -112,14 +114,19 @@ class Grids:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
-        self._anchors = skeleton(bench.recipe.model, CLASSES).anchors
+        self._model = skeleton(bench.recipe.model, CLASSES)
         self._made: dict[tuple[int, int], Any] = {}
 
     def of(self, batch: Batch) -> Any:
         """The grid for a batch."""
         size = batch.images.shape[1], batch.images.shape[2]
         if size not in self._made:
-            self._made[size] = make_grid(self._anchors, size, device=self._bench.device)
+            self._made[size] = make_grid(
+                self._model.anchors,
+                size,
+                scale_x_y=self._model.scale_x_y,
+                device=self._bench.device,
+            )
         return self._made[size]
 
 

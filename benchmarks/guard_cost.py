@@ -18,12 +18,12 @@ from collections.abc import Callable
 
 import torch
 
-from triscale.anchors import make_grid
 from triscale.gradients import Gradients, Statistics
 from triscale.guard import LAG, Echo
 from triscale.model.yolo import build_model
-from triscale.optim import SGD, parameter_groups
+from triscale.optim import parameter_groups
 from triscale.recipe import load_recipe
+from triscale.sgd import SGD
 from triscale.step import batch_losses
 from triscale.types import Batch
 
@@ -65,7 +65,7 @@ def main() -> None:
     model = build_model(recipe.model, 20, generator=torch.Generator().manual_seed(0))
     model.to(device).to(memory_format=torch.channels_last)
     batch = noise(words.batch_size, words.size).to(device)
-    grid = make_grid(model.anchors, (words.size, words.size), device=device)
+    grid = model.grid((words.size, words.size))
     optimizer = SGD(parameter_groups(model, recipe.optim), lr=1e-6)
     gradients, kept = Gradients(model, notes=6), Statistics(model)
     views = [param.grad for param in model.parameters()]

@@ -23,7 +23,6 @@ from harness import Peer, Report, arguments, in_turns, peers, ratio
 from limit import forward_flops, seconds_at_best
 from numpy.typing import NDArray
 
-from triscale.anchors import make_grid
 from triscale.decode import detect, detections
 from triscale.model.folded import faster_precision, fold
 from triscale.model.yolo import ModelConfig, build_model
@@ -124,7 +123,7 @@ def stages(network: str, batch: int, detectors: dict[str, Detector], *, rounds: 
     """A row per stage of a call; the network's is there for each of its forms."""
     drawn, detector = pictures(batch), detectors["fp32"]
     size, fit = (detector.info.size, detector.info.size), detector.info.input.fit
-    grid = make_grid(detector.model.anchors, size)
+    grid = detector.model.grid(size)
     with torch.inference_mode():
         prepared = detector.prepare(drawn)
         images = network_input(prepared, detector.info.input)

@@ -77,7 +77,7 @@ def ours(predictions: Predictions, truth: Truth, grid: Grid) -> list[Tensor]:
     with torch.no_grad():
         decoded = decode_boxes(predictions, grid)
     ignore = ignored(decoded, truth.boxes, truth.labels)
-    losses = yolo_loss(predictions, targets, ignore, LossConfig())
+    losses = yolo_loss(predictions, targets, ignore, grid, LossConfig())
     return list(torch.autograd.grad(losses.total, list(predictions)))
 
 

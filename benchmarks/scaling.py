@@ -22,7 +22,6 @@ import torch
 from torch import nn
 from torch.multiprocessing import get_context
 
-from triscale.anchors import make_grid
 from triscale.distributed import Processes, add_up, join_processes, synchronise_batch_norm
 from triscale.gradients import Gradients
 from triscale.model.yolo import ModelConfig, build_model
@@ -84,7 +83,7 @@ def work(rank: int, count: int, port: int, repeats: int, results: Any) -> None:
             synchronise_batch_norm(model)
         gradients = Gradients(model, notes=NOTES)
         pictures, side = 8 // count, 160
-        grid = make_grid(model.anchors, (side, side))
+        grid = model.grid((side, side))
         batch = _noise(pictures, side)
 
         def compute() -> None:

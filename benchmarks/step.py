@@ -25,15 +25,15 @@ from limit import forward_flops, seconds_at_best
 from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile
 
-from triscale.anchors import make_grid
 from triscale.assign import assign, ignored
 from triscale.decode import decode_boxes
 from triscale.gradients import Gradients, Statistics
 from triscale.loss import yolo_loss
 from triscale.model.yolo import ModelConfig, YOLOv3, build_model
-from triscale.optim import SGD, parameter_groups
+from triscale.optim import parameter_groups
 from triscale.pixels import network_input
 from triscale.recipe import Recipe, load_recipe
+from triscale.sgd import SGD
 from triscale.step import batch_losses, keep_freed_memory
 from triscale.types import Batch
 
@@ -147,7 +147,7 @@ def our_step(model: YOLOv3, recipe: Recipe, batch: Batch) -> Callable[[], None]:
     device = batch.images.device
     keep_freed_memory(device)
     model.to(memory_format=torch.channels_last)
-    grid = make_grid(model.anchors, (side, side), device=device)
+    grid = model.grid((side, side))
     optimizer = SGD(parameter_groups(model, recipe.optim), lr=1e-5)
     gradients, kept = Gradients(model, notes=6), Statistics(model)
 
@@ -167,7 +167,7 @@ def our_step(model: YOLOv3, recipe: Recipe, batch: Batch) -> Callable[[], None]:
 def plain_step(model: YOLOv3, recipe: Recipe, batch: Batch) -> Callable[[], None]:
     """The same network and loss in the shortest loop that PyTorch allows."""
     count, side, *_ = batch.images.shape
-    grid = make_grid(model.anchors, (side, side), device=batch.images.device)
+    grid = model.grid((side, side))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, weight_decay=5e-4)
     boxes, labels = batch.boxes, batch.labels
 
@@ -177,7 +177,8 @@ def plain_step(model: YOLOv3, recipe: Recipe, batch: Batch) -> Callable[[], None
         targets = assign(boxes, labels, batch.weights, grid, size=(side, side))
         decoded = decode_boxes(predictions, grid)
         ignore = ignored(decoded, boxes, labels, threshold=recipe.loss.ignore_iou)
-        yolo_loss(predictions, targets, ignore, recipe.loss, global_batch=count).total.backward()
+        losses = yolo_loss(predictions, targets, ignore, grid, recipe.loss, global_batch=count)
+        losses.total.backward()
         optimizer.step()
 
     return step

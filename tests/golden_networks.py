@@ -103,9 +103,10 @@ def losses_per_image(
             Predictions(*(field[i : i + 1] for field in predictions)),
             Targets(*(field[i : i + 1] for field in targets)),
             ignore[i : i + 1],
+            grid,
             config,
         )
-        columns.append(torch.stack(losses))
+        columns.append(torch.stack(losses[:4]))
     image, row = (targets.weight > 0).nonzero(as_tuple=True)
     ignore[image, targets.slot[image, row]] = False  # positives aren't ignored
     return torch.stack(columns, 1), ignore

@@ -24,7 +24,7 @@ def begin(devkit: Path, run: Path, *overrides: str) -> list[str]:
     """The words that start a run of five steps in two epochs, each with a state."""
     sets = (*TINY, "train.epochs=2", "checkpoint.every_steps=1", "train.save_interval=1")
     words = [word for text in (*sets, *overrides) for word in ("--set", text)]
-    return ["train", str(devkit), "--out", str(run), *words]
+    return ["train", str(devkit), "--recipe", "small", "--out", str(run), *words]
 
 
 def run_quietly(recipe: Recipe, data: Data, run: Path, *, resume: bool = False) -> Result:

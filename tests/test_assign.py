@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,12 @@ from tests.dense_oracle import (
     no_objects,
     to_dense,
 )
-from triscale.anchors import TINY_ANCHORS, YOLO3_ANCHORS, make_grid
-from triscale.assign import assign, ignored
-from triscale.types import Targets
+from triscale.anchors import TINY_ANCHORS, YOLO3_ANCHORS, Grid, make_grid
+from triscale.assign import AssignConfig, assign, ignored
+from triscale.candidates import find_candidates
+from triscale.decode import decode_boxes
+from triscale.errors import UserError
+from triscale.types import Predictions, Targets
 
 SIZE = (96, 160)
 
@@ -226,6 +231,178 @@ def test_no_value_is_read_back_from_the_device() -> None:
     labels = torch.empty(2, 5, dtype=torch.int64, device="meta")
     targets = assign(boxes, labels, torch.empty(2, 5, device="meta"), grid, size=SIZE)
     assert [tuple(field.shape) for field in targets] == [
-        (2, 5), (2, 5, 2), (2, 5, 2), (2, 5), (2, 5), (2, 5)
+        (2, 5), (2, 5, 2), (2, 5, 2), (2, 5, 4), (2, 5), (2, 5), (2, 5)
     ]  # fmt: skip
     assert ignored(torch.empty(2, 945, 4, device="meta"), boxes, labels).shape == (2, 945)
+
+
+MORE = {"ratio": 4.0, "neighbours": True}
+
+
+def said(targets: Targets, grid: Grid) -> Predictions:
+    """The network that says what the targets want, and nothing anywhere else."""
+    batch, n = len(targets.slot), len(grid.cells)
+    index = torch.where(targets.weight > 0, targets.slot, n)[..., None].expand(-1, -1, 2)
+    centres, scales = (
+        torch.zeros(batch, n + 1, 2).scatter(1, index, field)[:, :n]
+        for field in (targets.centre.logit(), targets.scale)
+    )
+    return Predictions(centres, scales, torch.zeros(batch, n), torch.zeros(batch, n, 5))
+
+
+@pytest.mark.parametrize("more", [{}, {"ratio": 4.0}, {"neighbours": True}, MORE])
+@pytest.mark.parametrize("scale_x_y", [2.0, 2.5])
+def test_the_targets_decode_to_the_boxes(scale_x_y: float, more: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    low = torch.from_numpy(rng.uniform(1, [100, 60], (2, 9, 2))).float()
+    boxes = torch.cat([low, low + torch.from_numpy(rng.uniform(3, 60, (2, 9, 2))).float()], -1)
+    labels = torch.tensor([[0, 1, 2, 3, 4, -1, 0, 0, 1]] * 2)
+    grid = make_grid(YOLO3_ANCHORS, SIZE, scale_x_y=scale_x_y)
+    config = AssignConfig(**more)
+    targets = assign(boxes, labels, torch.ones(2, 9), grid, size=SIZE, config=config)
+    decoded = decode_boxes(said(targets, grid), grid)
+    found = decoded.gather(1, targets.slot[..., None].expand(-1, -1, 4))
+    used = targets.weight > 0
+    torch.testing.assert_close(found[used], targets.box[used], rtol=0, atol=1e-3)
+    assert used.sum() > 15 * (3 if more.get("neighbours") else 1) * (2 if "ratio" in more else 0.9)
+    for slots, mine in zip(targets.slot, used, strict=True):  # each prediction has one object
+        assert len(slots[mine].unique()) == mine.sum()
+
+
+def test_more_positives_leave_the_first_choices_alone() -> None:
+    rng = np.random.default_rng(1)
+    boxes = random_boxes(rng, (3, 8), SIZE)
+    labels = torch.from_numpy(rng.integers(-1, 4, (3, 8)))
+    weights = torch.rand(3, 8, generator=torch.Generator().manual_seed(2))
+    grid = make_grid(YOLO3_ANCHORS, SIZE, scale_x_y=2.0)
+    few = assign(boxes, labels, weights, grid, size=SIZE)
+    many = assign(boxes, labels, weights, grid, size=SIZE, config=AssignConfig(**MORE))
+    for b in range(3):
+        given = {
+            slot: (label, weight)
+            for slot, label, weight in zip(
+                many.slot[b].tolist(), many.label[b].tolist(), many.weight[b].tolist(), strict=True
+            )
+            if weight > 0
+        }
+        for m in few.weight[b].nonzero()[:, 0].tolist():
+            first = few.label[b, m].item(), few.weight[b, m].item()
+            assert given[int(few.slot[b, m])] == first
+    assert (many.weight > 0).sum() > 3 * (few.weight > 0).sum()
+
+
+def test_a_first_choice_beats_a_neighbour_whatever_the_order() -> None:
+    # Both are 30x61, in cells side by side of stride 16; each would take the other's prediction.
+    rows = [[46.0, 10, 76, 71], [57.0, 10, 87, 71]]
+    grid = make_grid(YOLO3_ANCHORS, SIZE, scale_x_y=2.0)
+    for order in ([0, 1], [1, 0]):
+        targets = assign(
+            torch.tensor([[rows[i] for i in order]]),
+            torch.tensor([order]),
+            torch.ones(1, 2),
+            grid,
+            size=SIZE,
+            config=AssignConfig(neighbours=True),
+        )
+        owner = dict(zip(targets.slot[0].tolist(), targets.label[0].tolist(), strict=True))
+        assert owner[45 + (2 * 10 + 3) * 3] == 0
+        assert owner[45 + (2 * 10 + 4) * 3] == 1
+
+
+def test_dynamic_takes_what_the_network_is_near_to() -> None:
+    grid = make_grid(YOLO3_ANCHORS, SIZE, scale_x_y=2.0)
+    boxes = torch.tensor([[[40.0, 20, 80, 75], [0.0, 0, 8, 8], [-1.0, -1, -1, -1]]])
+    labels = torch.tensor([[3, 1, -1]])
+    everything = AssignConfig(ratio=1000.0, neighbours=True)
+    many = assign(boxes, labels, torch.ones(1, 3), grid, size=SIZE, config=everything)
+    pairs = many.slot.shape[1] // 3
+    mine = many.slot[0, :pairs][many.weight[0, :pairs] > 0]
+    # Three of the first object's candidates lie right upon it, and one is surer than the others;
+    # another one is as sure but of another class.
+    predictions = said(many, grid)
+    wrong = torch.ones(len(grid.cells), dtype=torch.bool)
+    wrong[mine[[2, 5, 9]]] = False
+    predictions.scales[0, wrong] = -9.0
+    predictions.classes[0, mine[2], 3] = 5.0
+    predictions.classes[0, mine[7], 0] = 5.0
+    for dynamic, expected in ((10, [2, 5, 9]), (2, [2, 5]), (1, [2])):
+        config = replace(everything, dynamic=dynamic)
+        few = assign(
+            boxes,
+            labels,
+            torch.ones(1, 3),
+            grid,
+            size=SIZE,
+            config=config,
+            predictions=predictions,
+        )
+        got = few.slot[0, :pairs][few.weight[0, :pairs] > 0].tolist()
+        # the IoUs' sum of three is 3 less a rounding error, which counts as 2
+        assert set(got) <= {int(mine[i]) for i in expected}
+        assert mine[2] in got
+        assert len(got) >= min(len(expected), 2)
+        # the second object is far from everything, and still has one
+        assert (few.weight[0, pairs : 2 * pairs] > 0).sum() == 1
+        assert (few.weight[0, 2 * pairs :] == 0).all()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 4.0, 1000.0])
+def test_a_lone_object_gets_all_that_is_offered(ratio: float) -> None:
+    grid = make_grid(YOLO3_ANCHORS, SIZE, scale_x_y=2.0)
+    boxes = torch.tensor([[[40.0, 20, 80, 75]]])
+    found = find_candidates(boxes.double(), grid, size=SIZE, ratio=ratio, neighbours=True)
+    config = AssignConfig(ratio=ratio, neighbours=True)
+    ones = torch.ones(1, 1)
+    targets = assign(boxes, torch.tensor([[3]]), ones, grid, size=SIZE, config=config)
+    assert ((targets.weight > 0) == found.active.flatten(1)).all()
+
+
+def test_dynamic_without_objects() -> None:
+    grid = make_grid(YOLO3_ANCHORS, SIZE, scale_x_y=2.0)
+    n, none = len(grid.cells), torch.empty(2, 0)
+    targets = assign(
+        torch.empty(2, 0, 4),
+        none.long(),
+        none,
+        grid,
+        size=SIZE,
+        config=AssignConfig(ratio=4.0, neighbours=True, dynamic=10),
+        predictions=Predictions(
+            torch.zeros(2, n, 2), torch.zeros(2, n, 2), torch.zeros(2, n), torch.zeros(2, n, 5)
+        ),
+    )
+    assert targets.slot.shape == (2, 0)
+
+
+def test_dynamic_reads_nothing_back_from_the_device() -> None:
+    meta = torch.device("meta")
+    grid = make_grid(YOLO3_ANCHORS, SIZE, scale_x_y=2.0, device=meta)
+    n = len(grid.cells)
+    predictions = Predictions(
+        *(torch.empty(2, *shape, device=meta) for shape in ((n, 2), (n, 2), (n,), (n, 5)))
+    )
+    targets = assign(
+        torch.empty(2, 5, 4, device=meta),
+        torch.empty(2, 5, dtype=torch.int64, device=meta),
+        torch.empty(2, 5, device=meta),
+        grid,
+        size=SIZE,
+        config=AssignConfig(ratio=4.0, neighbours=True, dynamic=10),
+        predictions=predictions,
+    )
+    assert targets.slot.shape == (2, 5 * 27)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"ratio": 1.0}, "assign.ratio: expected 0 or more than 1, got 1.0"),
+        ({"ratio": float("inf")}, "assign.ratio"),
+        ({"dynamic": -1}, "assign.dynamic: expected at least 0, got -1"),
+        ({"iou_power": -1.0}, "assign.iou_power"),
+        ({"score_power": float("nan")}, "assign.score_power"),
+    ],
+)
+def test_settings(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        AssignConfig(**values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY
-from triscale import __version__
+from triscale import __version__, budget
 from triscale.cli import main
 from triscale.model.yolo import ModelConfig, build_model
 from triscale.pixels import InputConfig
@@ -157,7 +158,7 @@ def test_download(
 def test_recipes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = ["bof", "demo", "finetune", "gluoncv-coco", "gluoncv-voc", "small"]
+    names = ["bof", "demo", "finetune", "gluoncv-coco", "gluoncv-voc", "modern", "small"]
     assert [line.split()[0] for line in lines] == names
     for name in names:
         assert main(["recipes", name]) == 0
@@ -206,9 +207,83 @@ def test_default_folder_is_not_taken_twice(
     assert main(words) == 0
     assert main(words) == 0
     assert [p.name for p in sorted((tmp_path / "runs").iterdir())] == [
-        "VOCdevkit-small",
-        "VOCdevkit-small-2",
+        "VOCdevkit-modern",
+        "VOCdevkit-modern-2",
     ]
+
+
+def test_a_recipe_that_is_named_is_used_as_it_is(
+    devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", str(devkit), *SETS, "--set", "train.precision=fp32", "--epochs", "1"]
+    assert main([*words, "--recipe", "small", "--out", str(tmp_path / "named")]) == 0
+    assert "optim.lr=" not in capsys.readouterr().err
+    assert load_recipe(tmp_path / "named" / "recipe.toml").optim == load_recipe("small").optim
+    assert main([*words, "--out", str(tmp_path / "chosen")]) == 0
+    said = [line.partition("=") for line in capsys.readouterr().err.splitlines()]
+    keys = [key for key, equals, _ in said if equals]
+    # what SETS and the flags give isn't chosen
+    assert keys == ["optim.lr"]
+    recipe = load_recipe(tmp_path / "chosen" / "recipe.toml")
+    assert recipe.optim.lr == 0.0021, "0.003 for batches of 8; here they are of 4"
+    assert recipe.schedule.warmup_epochs == 0
+    assert main(["train", "--resume", str(tmp_path / "chosen"), "--epochs", "2"]) == 0
+    assert load_recipe(tmp_path / "chosen" / "recipe.toml").optim.lr == 0.0021
+
+
+def test_minutes(
+    devkit: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The whole run is over after about the time; how exactly depends on what else runs here."""
+    for name in ("_TRAINING_SECONDS", "_VALIDATION_SECONDS", "_WARM_SECONDS"):
+        monkeypatch.setattr(budget, name, 0.2)
+    run = tmp_path / "run"
+    sets = [word for text in TINY if "epochs=3" not in text for word in ("--set", text)]
+    words = ["train", str(devkit), "--recipe", "small", *sets, "--out", str(run)]
+    began = time.monotonic()
+    assert main([*words, "--minutes", "0.15"]) == 0
+    assert time.monotonic() - began < 30
+    said = capsys.readouterr().err
+    recipe = load_recipe(run / "recipe.toml")
+    assert re.search(rf"^{recipe.train.epochs} epochs? fits? into 0.15 minutes \(", said, re.M)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["epoch"] == recipe.train.epochs - 1
+    assert main([*words[:-1], str(tmp_path / "none"), "--minutes", "0.001"]) == 2
+    said = capsys.readouterr().err
+    assert "--minutes 0.001: too few for one epoch of 10 pictures" in said
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("x --minutes soon", "--minutes: expected a number above 0, got 'soon'"),
+        ("x --minutes 0", "--minutes: expected a number above 0, got '0'"),
+        ("x --minutes nan", "--minutes: expected a number above 0, got 'nan'"),
+        ("x --minutes inf", "--minutes: expected a number above 0, got 'inf'"),
+        ("x --minutes 3 --epochs 2", "--minutes decides the number of epochs"),
+        ("x --minutes 3 --set train.epochs=2", "--minutes decides the number of epochs"),
+        ("--resume x --minutes 3", "minutes can't be given again"),
+    ],
+)
+def test_minutes_that_make_no_sense(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *words.split()]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+
+
+def test_several_processes_measure_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", "x", "--minutes", "3"]) == 2
+    assert "can't measure with several processes" in capsys.readouterr().err
 
 
 def test_init_takes_weights_by_class_name(

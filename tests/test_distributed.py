@@ -44,6 +44,7 @@ from triscale.distributed import (
 )
 from triscale.errors import UserError
 from triscale.gradients import Gradients
+from triscale.log import LOSSES
 from triscale.recipe import Recipe
 from triscale.step import batch_losses
 from triscale.training import make_plan
@@ -190,7 +191,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient(
     grid = make_grid(model.anchors, plan.size_of(0))
     found: list[list[Tensor]] = []
     for count in (1, parts):
-        gradients = Gradients(model, notes=4)
+        gradients = Gradients(model, notes=len(LOSSES))
         for part in batch.split(count):
             terms = batch_losses(model, part, grid, recipe=settings, global_batch=4)
             terms.total.backward()

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from triscale import train_yolo3
-from triscale.arguments import make_parser
+from triscale.arguments import DEFAULT_RECIPE, make_parser
 from triscale.config import to_dict
 from triscale.model import yolo
 from triscale.recipe import Recipe, load_recipe
@@ -97,7 +97,7 @@ def test_commands_parse(name: str) -> None:
     assert found
     for words in found:
         arguments = parse(words)
-        recipe = getattr(arguments, "recipe", None) or "small"
+        recipe = getattr(arguments, "recipe", None) or DEFAULT_RECIPE
         load_recipe(recipe, overrides=getattr(arguments, "overrides", []))
 
 

@@ -18,6 +18,7 @@ PUBLIC = [
     "UserError",
     "YOLOv3",
     "build_model",
+    "choose",
     "coco_ap",
     "darknet53",
     "evaluate",

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.many_processes import untrained
 from tests.running import MakeRecipe, assert_same_run, losses, records, run_quietly, same_tensors
 from triscale import guard, step, training
 from triscale.data.open import Data
@@ -21,6 +22,7 @@ from triscale.guard import Echo
 from triscale.interrupt import Interrupted
 from triscale.log import LOSSES, Narrator
 from triscale.types import Losses
+from triscale.weights.native import read_tensors
 
 Poison = Callable[[Iterable[int]], list[int]]
 
@@ -148,6 +150,36 @@ def test_after_three_the_run_goes_back_and_on(
     assert_same_run(run, trained)
     assert records(run, "rollback") == [{"kind": "rollback", "step": 2, "from": 5}]
     assert records(run, "skipped") == []
+
+
+@pytest.mark.parametrize("bad", [[2], [3, 4, 5]], ids=["skipped", "back and on"])
+def test_a_bad_step_with_an_average_and_a_held_backbone(
+    bad: list[int], lag: int, data: Data, tiny_recipe: MakeRecipe, tmp_path: Path, poison: Poison
+) -> None:
+    """The average isn't moved, or goes back too; what is held stays so, and moves when it is time.
+
+    The faults come in the epochs in which the backbone is held; it is free in the last one.
+    """
+    words = ("optim.ema=0.9", "schedule.frozen_epochs=2", "checkpoint.every_steps=1")
+    recipe = tiny_recipe(*words, "checkpoint.keep=99", "train.val_interval=0")
+    poison(bad)
+    for name in ("disturbed", "whole"):
+        narrator = Narrator(enabled=False)
+        training.train(
+            recipe, data, tmp_path / name, model=untrained(recipe, data), narrator=narrator
+        )
+    states = [tmp_path / f"disturbed/last/step-{number:08d}.safetensors" for number in range(8)]
+    if len(bad) == 3:
+        assert records(tmp_path / "disturbed", "rollback")
+        assert same_tensors(states[7], tmp_path / "whole" / "last" / states[7].name)
+    else:
+        assert same_tensors(states[2], states[1])
+    names = read_tensors(states[7])[0].keys()
+    assert {name.partition(".")[0] for name in names} == {"model", "velocity", "average"}
+    for before, moves in ((0, False), (5, True)):
+        old, new = (read_tensors(states[number])[0] for number in (before or 1, before + 2))
+        backbone = [name for name in old if name.startswith("model.backbone.")]
+        assert any(not torch.equal(old[name], new[name]) for name in backbone) == moves
 
 
 def test_if_it_comes_again_the_run_ends(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 
 from triscale.errors import UserError
 from triscale.optim import (
-    SGD,
     OptimConfig,
-    _move_where,
+    hold,
     load_state_tensors,
     parameter_groups,
     set_lr,
     state_tensors,
 )
+from triscale.sgd import SGD, _move_where
+from triscale.updates import kept
 
 
 def small_model() -> nn.Sequential:
@@ -29,7 +31,8 @@ def small_model() -> nn.Sequential:
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> SGD:
-    return SGD(parameter_groups(model, config), lr=config.lr, momentum=config.momentum)
+    groups = parameter_groups(model, config)
+    return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
 
 
 def train(model: nn.Module, optimizer: SGD, steps: range) -> None:
@@ -88,12 +91,16 @@ def test_rule(weight_decay: float) -> None:
         torch.testing.assert_close(param.detach().double(), path[-1], rtol=1e-6, atol=1e-6)
 
 
-def test_equals_torch_while_the_rate_is_constant() -> None:
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_equals_torch_while_the_rate_is_constant(nesterov: bool, weight_decay: float) -> None:
     ours, theirs = small_model(), small_model()
-    config = OptimConfig(lr=0.01, weight_decay=0.1)
+    config = OptimConfig(lr=0.01, weight_decay=weight_decay, nesterov=nesterov)
     a = make_optimizer(ours, config)
-    b = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
-    for i in range(4):
+    b = torch.optim.SGD(
+        theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov
+    )
+    for i in range(6):
         images = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(i))
         for model, optimizer in ((ours, a), (theirs, b)):
             optimizer.zero_grad()
@@ -101,6 +108,22 @@ def test_equals_torch_while_the_rate_is_constant() -> None:
             optimizer.step()
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p, q)
+
+
+def test_nesterov_is_a_step_from_the_point_ahead() -> None:
+    """The textbook's form, where the gradient is taken at w + momentum * v: Sutskever et al. 2013,
+    equations 3 and 4. Ours keeps that point; on a parabola both can be followed in float64.
+    """
+    w = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+    optimizer = SGD([w], lr=1.0, momentum=0.9, nesterov=True)
+    theta, v = 1.0, 0.0
+    for rate in (0.1, 0.3, 0.02, 0.02):
+        w.grad = 2 * w.detach()
+        set_lr(optimizer, rate)
+        optimizer.step()
+        v = 0.9 * v - rate * 2 * (theta + 0.9 * v)
+        theta = theta + v
+        assert float(w.detach()) == pytest.approx(theta + 0.9 * v, rel=1e-12)
 
 
 def test_parameters_without_gradient_stay() -> None:
@@ -117,6 +140,89 @@ def test_parameters_without_gradient_stay() -> None:
 def test_parameter_groups(no_wd: bool, expected: list[tuple[int, float]]) -> None:
     groups = parameter_groups(small_model(), OptimConfig(weight_decay=0.2, no_wd=no_wd))
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == expected
+
+
+class Detector(nn.Module):
+    """A backbone, with a convolution and a batch norm, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = small_model(), nn.Conv2d(2, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x))
+
+
+@pytest.mark.parametrize(
+    ("config", "biases_apart", "expected"),
+    [
+        ({}, False, {(0.2, 1.0, False): 7}),
+        ({"backbone_lr": 0.5}, False, {(0.2, 0.5, False): 5, (0.2, 1.0, False): 2}),
+        ({}, True, {(0.2, 1.0, False): 4, (0.2, 1.0, True): 3}),
+        ({"no_wd": True}, True, {(0.2, 1.0, False): 3, (0.0, 1.0, False): 1, (0.0, 1.0, True): 3}),
+        (
+            {"no_wd": True, "backbone_lr": 2.0},
+            True,
+            {
+                (0.2, 2.0, False): 2,
+                (0.0, 2.0, False): 1,
+                (0.0, 2.0, True): 2,
+                (0.2, 1.0, False): 1,
+                (0.0, 1.0, True): 1,
+            },
+        ),
+    ],
+)
+def test_groups_of_a_detector(
+    config: dict[str, Any], biases_apart: bool, expected: dict[tuple[float, float, bool], int]
+) -> None:
+    """How many parameters are in the group of each decay, factor and kind."""
+    settings = OptimConfig(weight_decay=0.2, **config)
+    groups = parameter_groups(Detector(), settings, biases_apart=biases_apart)
+    found = {(g["weight_decay"], g["factor"], g["biases"]): len(g["params"]) for g in groups}
+    assert len(groups) == len(found)
+    assert found == expected
+
+
+def test_rates_of_the_groups() -> None:
+    model = Detector()
+    config = OptimConfig(backbone_lr=0.5)
+    optimizer = SGD(parameter_groups(model, config, biases_apart=True), lr=1.0, momentum=0.9)
+
+    def found() -> dict[tuple[float, bool], tuple[float, float]]:
+        return {
+            (g["factor"], g["biases"]): (g["lr"], g["momentum"]) for g in optimizer.param_groups
+        }
+
+    set_lr(optimizer, 0.2)
+    every = {(0.5, False), (0.5, True), (1.0, False), (1.0, True)}
+    assert found() == {(factor, bias): (0.2 * factor, 0.9) for factor, bias in every}
+    set_lr(optimizer, 0.2, bias_lr=0.8, momentum=0.5)
+    assert found() == {
+        (factor, bias): ((0.8 if bias else 0.2) * factor, 0.5) for factor, bias in every
+    }
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_what_is_held_stands_still(read: bool) -> None:
+    """No decay, no momentum and no batch moves it, though its gradients lie there as zeros."""
+    model = Detector()
+    model.head.bias.requires_grad_(False)  # by somebody else, for ever
+    optimizer = SGD(parameter_groups(model, OptimConfig(weight_decay=0.1)), lr=0.1)
+    ok = None if read else torch.tensor(True)
+    for still in (False, True, True, False):
+        hold(model.backbone, optimizer, still=still)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        for param in model.parameters():
+            param.grad = torch.zeros_like(param)
+        images = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+        model(images).square().sum().backward()
+        optimizer.step(ok=ok)
+        for name, tensor in model.state_dict().items():
+            stays = name == "head.bias" or (still and name.startswith("backbone."))
+            assert torch.equal(tensor, before[name]) == stays, name
+        assert all(p.requires_grad != still for p in model.backbone.parameters())
+        assert not model.head.bias.requires_grad
 
 
 def test_frozen_parameters_are_left_out() -> None:
@@ -221,6 +327,9 @@ def test_with_gradient_scaler() -> None:
         ("momentum", -0.1),
         ("weight_decay", -1e-4),
         ("weight_decay", float("nan")),
+        ("ema", 1.0),
+        ("ema", -0.1),
+        ("ema", float("nan")),
     ],
 )
 def test_config_refuses(key: str, value: float) -> None:
@@ -228,17 +337,25 @@ def test_config_refuses(key: str, value: float) -> None:
         OptimConfig(**{key: value})
 
 
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_backbone_needs_a_rate(value: float) -> None:
+    with pytest.raises(UserError, match=rf"^optim\.backbone_lr: expected .*, got {value} \(sched"):
+        OptimConfig(backbone_lr=value)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("no_wd", [False, True])
-def test_a_gate_that_is_not_read(no_wd: bool) -> None:
+def test_a_gate_that_is_not_read(no_wd: bool, nesterov: bool) -> None:
     """What a GPU does: open, it is the rule itself; closed, nothing moves."""
-    config = OptimConfig(lr=0.1, weight_decay=0.01, no_wd=no_wd)
+    config = OptimConfig(lr=0.1, weight_decay=0.01, no_wd=no_wd, nesterov=nesterov)
     plain, gated = small_model(), small_model()
     first, second = make_optimizer(plain, config), make_optimizer(gated, config)
     images = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(3))
     for open_ in (True, False, True):
-        for model in (plain, gated):
-            model.zero_grad()
-            model.eval()(images).square().sum().backward()
+        plain.zero_grad()
+        plain.eval()(images).square().sum().backward()
+        for theirs, ours in zip(plain.parameters(), gated.parameters(), strict=True):
+            ours.grad = theirs.grad  # its own would make more of each rounding error
         if open_:
             first.step()
         for group in second.param_groups:
@@ -246,12 +363,19 @@ def test_a_gate_that_is_not_read(no_wd: bool) -> None:
             grads = [p.grad if open_ else torch.zeros_like(p) for p in params]
             with torch.no_grad():
                 _move_where(
-                    torch.tensor(open_), params, grads, list(map(second.velocity, params)), group
+                    torch.tensor(open_),
+                    params,
+                    grads,
+                    [kept(second, p, "velocity") for p in params],
+                    group,
                 )
         for ours, expected in zip(gated.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
             torch.testing.assert_close(
-                second.velocity(ours), first.velocity(expected), rtol=1e-6, atol=1e-7
+                kept(second, ours, "velocity"),
+                kept(first, expected, "velocity"),
+                rtol=1e-6,
+                atol=1e-7,
             )
 
 
@@ -261,10 +385,10 @@ def test_a_step_that_is_none() -> None:
     optimizer = make_optimizer(model, OptimConfig(lr=0.1))
     train(model, optimizer, range(1))
     before = [p.clone() for p in model.parameters()]
-    velocities = [optimizer.velocity(p).clone() for p in model.parameters()]
+    velocities = [kept(optimizer, p, "velocity").clone() for p in model.parameters()]
     for param in model.parameters():
         param.grad = torch.full_like(param, torch.nan)
     optimizer.step(ok=torch.tensor(False))
     for param, old, velocity in zip(model.parameters(), before, velocities, strict=True):
         assert torch.equal(param, old)
-        assert torch.equal(optimizer.velocity(param), velocity)
+        assert torch.equal(kept(optimizer, param, "velocity"), velocity)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,18 +65,6 @@ def test_the_main_process_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     settled, said = settle_precision(recipe, model, device=CPU, processes=other)
     assert settled.train.precision == "fp32"
     assert said == "train.precision auto: fp32 (it was slow)"
-
-
-def test_the_gain_is_a_ratio_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounds of 2 and 1, 6 and 3, 4 and 5 seconds: the first warms up, of the rest the best."""
-    clock = iter([0.0, 2.0, 2.0, 3.0, 3.0, 9.0, 9.0, 12.0, 12.0, 16.0, 16.0, 21.0])
-
-    def ticks(clock: Iterator[float] = clock) -> float:
-        return next(clock)
-
-    monkeypatch.setattr(precision.time, "perf_counter", ticks)
-    recipe, model = made()
-    assert bf16_gain(recipe, model, device=CPU) == pytest.approx(4 / 3)
 
 
 @pytest.mark.parametrize("training", [False, True])

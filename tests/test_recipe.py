@@ -9,10 +9,10 @@ import torch
 
 from triscale.errors import UserError
 from triscale.model.yolo import build_model
-from triscale.recipe import Recipe, dump_recipe, load_recipe
+from triscale.recipe import Recipe, dump_recipe, load_recipe, require_effect
 from triscale.recipes import recipe_names, recipe_text
 
-NAMES = ["bof", "demo", "finetune", "gluoncv-coco", "gluoncv-voc", "small"]
+NAMES = ["bof", "demo", "finetune", "gluoncv-coco", "gluoncv-voc", "modern", "small"]
 
 
 def test_shipped() -> None:
@@ -84,6 +84,45 @@ def test_refused(overrides: list[str], text: str) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe("small", overrides=overrides)
     assert str(caught.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        ([], ""),
+        (["augment.mosaic=0.5", "augment.mosaic_off_epochs=10"], ""),
+        (["augment.mosaic=0.5", "augment.mosaic_off_epochs=20"], "augment.mosaic: has no effect"),
+        (["assign.dynamic=5"], "assign.dynamic: has no effect: it chooses among"),
+        (["schedule.warmup_epochs=0", "schedule.warmup_momentum=0.5"], "schedule.warmup_momentum"),
+        (["schedule.warmup_epochs=0", "schedule.warmup_bias_lr=0.5"], "schedule.warmup_momentum"),
+        (["schedule.frozen_epochs=20"], "schedule.frozen_epochs: has no effect: the backbone"),
+        (["loss.iou=giou"], "loss.iou: has no effect: loss.iou_gain is 0"),
+        (["optim.square_momentum=0.9"], "optim.square_momentum: has no effect: it is of adamw"),
+        (["train.size=100"], ""),
+        (["train.size=100", "loss.iou_gain=1"], "train.size, augment.shape_*: expected sizes"),
+        (["train.size=100", "model.scale_x_y=2"], "train.size, augment.shape_*: expected sizes"),
+        (
+            ["augment.random_shape=true", "augment.shape_step=8", "loss.iou_gain=1"],
+            "train.size, augment.shape_*: expected sizes that 32 divides, found 328",
+        ),
+    ],
+)
+def test_what_has_no_effect(overrides: list[str], text: str) -> None:
+    recipe = load_recipe("small", overrides=overrides)
+    if not text:
+        require_effect(recipe)
+        return
+    with pytest.raises(UserError) as caught:
+        require_effect(recipe)
+    assert str(caught.value).startswith(text)
+
+
+def test_another_optimiser_wants_its_own_rates() -> None:
+    with pytest.raises(UserError, match=r"^optim.name: .* are those of sgd; give both for adamw"):
+        load_recipe("small", overrides=["optim.name=adamw", "optim.lr=0.001"])
+    given = ["optim.name=adamw", "optim.lr=0.001", "optim.weight_decay=0.05"]
+    assert load_recipe("small", overrides=given).optim.name == "adamw"
+    assert load_recipe("modern", overrides=["optim.name=adamw"]).optim.lr == 0.003
 
 
 def test_a_mistake_in_a_file_names_it_even_with_overrides(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from triscale.decode import DecodeConfig, detect, nms
 from triscale.loss import LossConfig, yolo_loss
 from triscale.metrics.voc import PackedDetections, PackedTruth, voc_ap
 from triscale.model.yolo import YOLOv3
-from triscale.optim import SGD, set_lr
+from triscale.optim import set_lr
 from triscale.schedule import ScheduleConfig, learning_rate
+from triscale.sgd import SGD
 from triscale.types import Predictions, Targets
 from triscale.weights.gluoncv_names import gluoncv_names
 
@@ -217,12 +218,14 @@ def test_gradients_of_the_loss() -> None:
         slot=torch.tensor([[0, 1]]),
         centre=torch.tensor([[[0.5782, 0.8729], [0.8058, 0.6067]]]),
         scale=torch.tensor([[[-0.5706, 0.7022], [-1.1982, -0.1257]]]),
+        box=torch.zeros(1, 2, 4),
         box_weight=torch.tensor([[1.8245, 1.3615]]),
         label=torch.tensor([[4, 0]]),
         weight=torch.tensor([[0.4, 1.0]]),
     )
     ignore = torch.tensor([[False, False, True, False]])
-    losses = yolo_loss(predictions, targets, ignore, LossConfig())
+    grid = make_grid(YOLO3_ANCHORS, (64, 64))  # what the overlap would need
+    losses = yolo_loss(predictions, targets, ignore, grid, LossConfig())
     grads = torch.autograd.grad(losses.total, list(predictions))
     for ours, theirs in zip(grads, SLOPES, strict=True):
         # The inputs have four digits here; the largest weight on them is 1.4.

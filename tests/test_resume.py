@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.many_processes import untrained
 from tests.running import MakeRecipe, assert_same_run, losses, run_quietly
 from triscale import epoch
 from triscale.data.open import Data
@@ -20,7 +21,7 @@ from triscale.errors import UserError
 from triscale.interrupt import Interrupted
 from triscale.log import Narrator
 from triscale.progress import _changes
-from triscale.recipe import load_recipe
+from triscale.recipe import Recipe, load_recipe
 from triscale.training import train
 
 
@@ -48,6 +49,47 @@ def test_resume_is_exact(
     run = copy_up_to(trained, step, tmp_path / "run")
     run_quietly(tiny_recipe(f"train.workers={step % 2}"), data, run, resume=True)
     assert_same_run(run, trained)
+
+
+TRICKS = {
+    "sgd": (
+        *("optim.ema=0.9", "optim.nesterov=true", "optim.backbone_lr=0.5"),
+        *("schedule.warmup_epochs=3", "schedule.warmup_momentum=0.5"),
+        *("schedule.warmup_bias_lr=0.01", "schedule.frozen_epochs=2"),
+    ),
+    "adamw": (
+        *("optim.name=adamw", "optim.lr=0.001", "optim.weight_decay=0.05", "optim.ema=0.9"),
+        *("schedule.frozen_epochs=2", "augment.mosaic=0.7", "augment.mosaic_off_epochs=1"),
+        *("assign.ratio=4.0", "assign.neighbours=true", "assign.dynamic=5"),
+        *("model.scale_x_y=2.0", "loss.iou_gain=2.0", "loss.objectness_target=iou"),
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=list(TRICKS))
+def tricked(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    data: Data,
+    tiny_recipe: MakeRecipe,
+) -> tuple[Path, Recipe]:
+    """A finished run, from given weights, of all that depends on the step; a state after each."""
+    run, tricks = tmp_path_factory.mktemp("tricked") / "run", TRICKS[request.param]
+    recipe = tiny_recipe("checkpoint.every_steps=1", "checkpoint.keep=99", *tricks)
+    model = untrained(recipe, data)
+    train(recipe, data, run, model=model, narrator=Narrator(enabled=False))
+    return run, tiny_recipe(*tricks)
+
+
+@pytest.mark.parametrize("step", [2, 4, 5, 6])
+def test_resume_is_exact_with_all_tricks(
+    step: int, tricked: tuple[Path, Recipe], data: Data, tmp_path: Path
+) -> None:
+    """While the backbone stands still, from the step where it begins to move, and after it."""
+    whole, recipe = tricked
+    run = copy_up_to(whole, step, tmp_path / "run")
+    run_quietly(recipe, data, run, resume=True)
+    assert_same_run(run, whole)
 
 
 def test_interrupted_by_a_signal_then_resumed(

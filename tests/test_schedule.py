@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from triscale.errors import UserError
-from triscale.schedule import ScheduleConfig, learning_rate
+from triscale.schedule import Rates, ScheduleConfig, learning_rate, rates_at
 
 
 def rates(config: ScheduleConfig, *, lr: float, epochs: int, firsts: list[int]) -> list[float]:
@@ -112,6 +112,53 @@ def test_warm_up_from_its_own_rate() -> None:
 
 
 @pytest.mark.parametrize(
+    ("config", "bias_lr", "momentum"),
+    [
+        ({}, [0.4, 0.6, 0.8, 1.0, 1.0, 0.5], [0.9] * 6),
+        ({"warmup_bias_lr": 4.0}, [4.0, 3.0, 2.0, 1.0, 1.0, 0.5], [0.9] * 6),
+        ({"warmup_bias_lr": 0.1}, [0.1, 0.4, 0.7, 1.0, 1.0, 0.5], [0.9] * 6),
+        (
+            {"warmup_momentum": 0.3},
+            [0.4, 0.6, 0.8, 1.0, 1.0, 0.5],
+            [0.3, 0.5, 0.7, 0.9, 0.9, 0.9],
+        ),
+        ({"warmup_epochs": 0, "warmup_momentum": 0.3, "warmup_bias_lr": 4.0}, None, [0.9] * 6),
+    ],
+    ids=["none", "biases from above", "biases from below", "momentum", "no warm-up"],
+)
+def test_what_warms_up_beside_the_rate(
+    config: dict[str, Any], bias_lr: list[float] | None, momentum: list[float]
+) -> None:
+    """Four steps of warm-up, then the schedule of all."""
+    base = {"mode": "step", "warmup_epochs": 2, "warmup_lr": 0.4, "decay": 0.5}
+    settings = ScheduleConfig(**base | {"decay_epochs": (4,)} | config)
+    firsts = [0, 2, 4, 4, 5, 6]
+    expected = rates(settings, lr=1.0, epochs=5, firsts=firsts)
+    found = [
+        rates_at(
+            step,
+            base_lr=1.0,
+            momentum=0.9,
+            config=settings,
+            epochs=5,
+            first_step=lambda epoch: firsts[epoch],
+        )
+        for step in range(6)
+    ]
+    assert [each.lr for each in found] == expected
+    assert [each.bias_lr for each in found] == pytest.approx(bias_lr or expected)
+    assert [each.momentum for each in found] == pytest.approx(momentum)
+
+
+def test_a_warm_up_of_one_step_is_over_at_once() -> None:
+    config = ScheduleConfig(warmup_epochs=1, warmup_momentum=0.5, warmup_bias_lr=3.0)
+    found = rates_at(
+        0, base_lr=0.1, momentum=0.9, config=config, epochs=2, first_step=lambda epoch: epoch
+    )
+    assert found == pytest.approx(Rates(0.1, 0.1, 0.9))
+
+
+@pytest.mark.parametrize(
     ("period", "epochs", "expected"),
     [
         (0, (), [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
@@ -164,6 +211,11 @@ def test_after_the_end(mode: Any, expected: float) -> None:
         ("warmup_epochs", -1),
         ("warmup_lr", -0.1),
         ("warmup_lr", float("nan")),
+        ("warmup_bias_lr", float("inf")),
+        ("warmup_bias_lr", -0.1),
+        ("warmup_momentum", 1.0),
+        ("warmup_momentum", float("nan")),
+        ("frozen_epochs", -1),
         ("decay", 0.0),
         ("decay", float("inf")),
         ("decay_epochs", (160, -1)),

@@ -42,7 +42,8 @@ OVERRIDES = [word for text in SETTINGS for word in ("--set", text)]
 
 
 def train(devkit: Path, run: Path) -> list[str]:
-    return [*TRAIN, str(devkit), "--out", str(run), "--auto-resume", *OVERRIDES]
+    words = ["--recipe", "small", "--out", str(run), "--auto-resume", *OVERRIDES]
+    return [*TRAIN, str(devkit), *words]
 
 
 def torchrun(count: int, *options: str) -> list[str]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.many_processes import untrained
 from tests.running import (
     TIMES,
     MakeRecipe,
@@ -29,6 +30,7 @@ from tests.running import (
     same_tensors,
 )
 from triscale.anchors import make_grid
+from triscale.average import Average
 from triscale.data.loader import make_loader
 from triscale.data.open import Data, open_dataset
 from triscale.data.pictures import read_picture
@@ -39,9 +41,10 @@ from triscale.gradients import Gradients, Statistics
 from triscale.guard import Echo
 from triscale.log import LOSSES, Narrator
 from triscale.model.yolo import build_model
-from triscale.optim import SGD, parameter_groups
+from triscale.optim import parameter_groups
 from triscale.predict import find_weights
 from triscale.recipe import load_recipe
+from triscale.sgd import SGD
 from triscale.step import _blank, batch_losses
 from triscale.training import make_plan, train, training_index
 from triscale.weights.formats import load_weights
@@ -320,18 +323,27 @@ def test_what_does_not_fit_is_refused(
         tiny_recipe(f"train.seed={2**63}")
 
 
+ADAMW = ("optim.name=adamw", "optim.lr=0.001", "optim.weight_decay=0.05")
+
+
+@pytest.mark.parametrize("more", [(), ("optim.ema=0.9",), ("optim.ema=0.9", *ADAMW)])
 def test_a_disk_without_room_is_told_at_the_start(
-    data: Data, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    more: tuple[str, ...],
+    data: Data,
+    tiny_recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is asked for is what the finished run takes, and one state more."""
     asked: list[int] = []
     monkeypatch.setattr("triscale.epoch.require_space", lambda _, needed: asked.append(needed))
-    run_quietly(tiny_recipe("train.save_interval=1"), data, tmp_path / "run")
+    recipe = tiny_recipe("train.save_interval=1", *more)
+    run_quietly(recipe, data, tmp_path / "run")
     files = list((tmp_path / "run").rglob("*.safetensors"))
     taken = sum(file.stat().st_size for file in files)
     state, best = (max(f.stat().st_size for f in files if n in f.name) for n in ("step-", "best"))
     assert asked[0] == pytest.approx(taken + state + best, rel=0.05)
-    run_quietly(tiny_recipe("train.save_interval=1"), data, tmp_path / "run", resume=True)
+    run_quietly(recipe, data, tmp_path / "run", resume=True)
     assert asked[1] < asked[0]
 
 
@@ -348,6 +360,34 @@ def test_weights_that_are_no_numbers_are_never_saved(
     with pytest.raises(UserError, match="no longer a finite number"):
         run_quietly(tiny_recipe("checkpoint.every_steps=1"), data, tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+# --- a backbone that stands still ----------------------------------------------------------------
+
+
+def test_a_frozen_backbone(data: Data, tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """To the bit in its epochs, statistics and velocities too, while the head learns; then not."""
+    recipe = tiny_recipe("schedule.frozen_epochs=2", "checkpoint.keep=9")
+    model = untrained(recipe, data)
+    begun = {f"model.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    train(recipe, data, tmp_path, model=model, narrator=Narrator(enabled=False))
+    assert all(param.requires_grad for param in model.parameters())
+    for step, still in ((2, True), (5, True), (7, False)):
+        state = read_tensors(tmp_path / "last" / f"step-{step:08d}.safetensors")[0]
+        moved = {name for name, tensor in begun.items() if not torch.equal(state[name], tensor)}
+        backbone = {name for name in begun if name.startswith("model.backbone.")}
+        assert moved >= begun.keys() - backbone
+        assert moved & backbone == (set() if still else backbone)
+        velocities = [state[name] for name in state if name.startswith("velocity.backbone.")]
+        assert any(bool(velocity.any()) for velocity in velocities) != still
+
+
+def test_a_backbone_at_random_is_not_frozen(
+    data: Data, tiny_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"^schedule\.frozen_epochs: a backbone at random has"):
+        run_quietly(tiny_recipe("schedule.frozen_epochs=1"), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_schedule_longer_than_the_data_by_num_samples(
@@ -446,6 +486,23 @@ def test_a_compiled_run(
     assert len(compile_calls) == len({(96, 96), *sides})  # the rehearsal is at the largest
 
 
+def test_a_compiled_run_with_a_frozen_backbone(
+    data: Data, tiny_recipe: MakeRecipe, tmp_path: Path, compile_calls: list[Any]
+) -> None:
+    """Compiled once while it stands still, and once more when it moves."""
+    words = (
+        *("model.backbone=tiny", "optim.lr=0.0001", "train.epochs=2", "train.val_interval=0"),
+        *("schedule.frozen_epochs=1", "optim.ema=0.9"),
+    )
+    for name in ("plain", "compiled"):
+        recipe = tiny_recipe(*words, f"train.compile={'true' if name == 'compiled' else 'false'}")
+        model = untrained(recipe, data)
+        train(recipe, data, tmp_path / name, model=model, narrator=Narrator(enabled=False))
+    assert losses(tmp_path / "compiled") == losses(tmp_path / "plain")
+    assert same_tensors(*(find_weights(tmp_path / name) for name in ("compiled", "plain")))
+    assert len(compile_calls) == 2
+
+
 def test_a_compiler_that_fails_is_told(
     data: Data, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,15 +547,17 @@ def test_what_waits_is_found(work: Callable[[torch.Tensor], Any]) -> None:
         work(torch.ones(3, device="meta"))
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
 def test_nothing_in_a_step_waits_for_the_device(
-    tiny_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+    nesterov: bool, tiny_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole step on a device without memory: there a value can't even be read."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it doesn't know meta
     meta, recipe = torch.device("meta"), tiny_recipe()
     model = build_model(recipe.model, 6, generator=torch.Generator()).to(meta)
-    optimizer = SGD(parameter_groups(model, recipe.optim), lr=0.1)
-    gradients, statistics = Gradients(model, notes=6), Statistics(model)
+    optimizer = SGD(parameter_groups(model, recipe.optim), lr=0.1, nesterov=nesterov)
+    gradients, statistics = Gradients(model, notes=len(LOSSES) + 2), Statistics(model)
+    average = Average(model, decay=0.9)
     batch = _blank(3, 64, 4).to(meta)
     grid = make_grid(model.anchors, (64, 64), device=meta)
     for repeat in range(2):  # the first time makes constants
@@ -510,17 +569,21 @@ def test_nothing_in_a_step_waits_for_the_device(
             for part in batch.split(2):
                 losses = batch_losses(model, part, grid, recipe=recipe, global_batch=3)
                 losses.total.backward()
-                gradients.notes[:4] += torch.stack(losses).detach()
-            gradients.notes[4].fill_(True)
+                gradients.notes[: len(LOSSES)] += torch.stack(losses).detach()
+            gradients.notes[-2].fill_(True)
             ok = gradients.finite()
             gradients.clear_unless(ok)
             statistics.restore_unless(ok)
             optimizer.step(ok=ok)
+            average.follow(repeat, ok=ok)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("words", [(), ("train.precision=bf16", "train.accumulate=2")])
+@pytest.mark.parametrize(
+    "words",
+    [(), ("train.precision=bf16", "train.accumulate=2", "optim.ema=0.9", "optim.nesterov=true")],
+)
 def test_the_loop_does_not_wait_for_the_gpu(
     words: tuple[str, ...],
     data: Data,
@@ -566,7 +629,7 @@ def test_processes_must_see_the_same_run(
     def main_resumes(value: dict[str, Any], *args: Any, **named: Any) -> dict[str, Any]:
         return value | {"resume": True}
 
-    monkeypatch.setattr("triscale.training.share_value", main_resumes)
+    monkeypatch.setattr("triscale.progress.share_value", main_resumes)
     with pytest.raises(UserError, match="process 0 finds another run folder or other data than"):
         run_quietly(tiny_recipe(), data, tmp_path / "run")
     assert not (tmp_path / "run").exists()

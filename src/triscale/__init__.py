@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from triscale.choosing import choose
     from triscale.data.open import open_dataset
     from triscale.errors import UserError
     from triscale.evaluation import evaluate
@@ -35,6 +36,7 @@ __all__ = [
     "UserError",
     "YOLOv3",
     "build_model",
+    "choose",
     "coco_ap",
     "darknet53",
     "evaluate",
@@ -48,6 +50,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "triscale.choosing": ("choose",),
     "triscale.data.open": ("open_dataset",),
     "triscale.errors": ("UserError",),
     "triscale.evaluation": ("evaluate",),

@@ -29,6 +29,15 @@ TINY_ANCHORS: Anchors = (
 )
 
 
+class Kinds(NamedTuple):
+    """The A anchors of all strides, each with the map that it is on."""
+
+    anchors: Tensor  # (A, 2) float64: w, h in pixels
+    cells: Tensor  # (A, 2) float64: columns, rows of its map
+    starts: Tensor  # (A,) int64: the first prediction of its map
+    per_cell: int
+
+
 class Grid(NamedTuple):
     """Where each of the N predictions of an input size sits, on some device."""
 
@@ -36,6 +45,9 @@ class Grid(NamedTuple):
     strides: Tensor  # (N, 1) float: pixels per cell
     anchors: Tensor  # (N, 2) float: w, h in pixels
     maps: tuple[tuple[int, int], ...]  # (rows, columns) of each stride's map
+    kinds: Kinds
+    # how many cells a predicted centre ranges over; 1: its own, without the edges (YOLOv3)
+    scale_x_y: float = 1.0
 
 
 def map_sizes(size: tuple[int, int], num_maps: int) -> tuple[tuple[int, int], ...]:
@@ -46,19 +58,38 @@ def map_sizes(size: tuple[int, int], num_maps: int) -> tuple[tuple[int, int], ..
 
 
 def make_grid(
-    anchors: Anchors, size: tuple[int, int], *, device: torch.device | None = None
+    anchors: Anchors,
+    size: tuple[int, int],
+    *,
+    scale_x_y: float = 1.0,
+    device: torch.device | None = None,
 ) -> Grid:
     """The grid of positions for an input of `size` (height, width)."""
     maps = map_sizes(size, len(anchors))
     cells: list[Tensor] = []
     strides: list[Tensor] = []
     whs: list[Tensor] = []
+    columns_rows: list[tuple[int, int]] = []
+    starts: list[int] = []
     for stride, pairs, (rows, columns) in zip(STRIDES, anchors, maps, strict=False):
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         cell = torch.stack([x, y], -1).reshape(-1, 1, 2).expand(-1, len(pairs), 2).reshape(-1, 2)
+        columns_rows += [(columns, rows)] * len(pairs)
+        starts += [sum(map(len, cells))] * len(pairs)
         cells.append(cell.float())
         strides.append(torch.full((len(cell), 1), float(stride)))
         whs.append(torch.tensor(pairs).repeat(rows * columns, 1))
+    kinds = Kinds(
+        torch.tensor([pair for row in anchors for pair in row], dtype=torch.float64).to(device),
+        torch.tensor(columns_rows, dtype=torch.float64).to(device),
+        torch.tensor(starts).to(device),
+        len(anchors[0]),
+    )
     return Grid(
-        torch.cat(cells).to(device), torch.cat(strides).to(device), torch.cat(whs).to(device), maps
+        torch.cat(cells).to(device),
+        torch.cat(strides).to(device),
+        torch.cat(whs).to(device),
+        maps,
+        kinds,
+        scale_x_y,
     )

@@ -6,7 +6,7 @@ import argparse
 
 from triscale import __version__
 
-DEFAULT_RECIPE, INIT_RECIPE = "small", "finetune"
+DEFAULT_RECIPE, INIT_RECIPE = "modern", "finetune"  # what is fitted where no recipe is named
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -22,7 +22,8 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--recipe",
         metavar="NAME|FILE",
-        help=f"default: {DEFAULT_RECIPE}; with --init {INIT_RECIPE}",
+        help="use it as it is (default: "
+        f"{DEFAULT_RECIPE}, with --init {INIT_RECIPE}, fitted to the data and the machine)",
     )
     train.add_argument("--out", metavar="DIR", help="run folder (default: runs/DATA-RECIPE)")
     train.add_argument("--init", metavar="WEIGHTS", help="weights to start from")
@@ -31,6 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--auto-resume", action="store_true", help="go on with the run in --out if there is one"
     )
     train.add_argument("--epochs", metavar="N")
+    train.add_argument("--minutes", metavar="N", help="as many epochs as fit into so much time")
     train.add_argument("--batch-size", metavar="N")
     train.add_argument("--size", metavar="N", help="side of the square network input, in pixels")
     train.add_argument("--device", metavar="D", help="cpu, cuda, cuda:N or auto")

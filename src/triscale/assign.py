@@ -1,72 +1,140 @@
-"""Which prediction must find which object.
+"""Which prediction must find which object, and with what.
 
 YOLOv3 (Redmon and Farhadi 2018, section 2.1) gives every object to exactly one prediction: the
 anchor whose shape is nearest, at the cell that holds the object's centre. Predictions that overlap
 an object well without being chosen are left out of the objectness loss ("ignored"). The rules, down
-to the constants, are those of GluonCV's training script.
+to the constants, are those of GluonCV's training script; a recipe may ask for more predictions for
+each object (see candidates.py), and for a choice among them by what the network says already.
 
-The targets have one row per padded object, (B, M), instead of one per prediction, (B, N): three
-orders of magnitude smaller, so they can be made on the device in every step. Shapes are static and
-no value is read back, so nothing here makes the host wait for the device.
+The targets have one row per padded pair, (B, S), instead of one per prediction, (B, N): orders of
+magnitude less where an object has one pair, so they can be made on the device in every step. Shapes
+are static and no value is read back, so nothing here makes the host wait for the device.
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from triscale.anchors import Grid
-from triscale.boxes import box_area
-from triscale.types import Targets
+from triscale.boxes import box_area, box_iou
+from triscale.candidates import Candidates, find_candidates
+from triscale.decode import decode_boxes, grid_at, moderate, predictions_at
+from triscale.errors import UserError
+from triscale.types import Predictions, Targets
+
+
+@dataclass(frozen=True)
+class AssignConfig:
+    """The `[assign]` section; the defaults are the reference's: one prediction for each object."""
+
+    # besides the best anchor all whose sides are less than so many times the object's, and the
+    # reverse; 0: the best alone
+    ratio: float = 0.0
+    neighbours: bool = False  # the two nearest neighbouring cells too; needs model.scale_x_y >= 2
+    # of them at most so many for each object, chosen by what the network says; 0: all
+    dynamic: int = 0
+    score_power: float = 1.0  # ... by score ** score_power * IoU ** iou_power
+    iou_power: float = 6.0
+
+    def __post_init__(self) -> None:
+        if self.ratio != 0 and not 1 < self.ratio < math.inf:
+            raise UserError(f"assign.ratio: expected 0 or more than 1, got {self.ratio}")
+        if self.dynamic < 0:
+            raise UserError(f"assign.dynamic: expected at least 0, got {self.dynamic}")
+        for key in ("score_power", "iou_power"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise UserError(
+                    f"assign.{key}: expected 0 or a positive number, got {getattr(self, key)}"
+                )
 
 
 @torch.no_grad()
 def assign(
-    boxes: Tensor, labels: Tensor, weights: Tensor, grid: Grid, *, size: tuple[int, int]
+    boxes: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    grid: Grid,
+    *,
+    size: tuple[int, int],
+    config: AssignConfig | None = None,
+    predictions: Predictions | None = None,
 ) -> Targets:
-    """The targets (B, M) of a batch of network inputs of `size` (height, width).
+    """The targets (B, S) of a batch of network inputs of `size` (height, width).
 
     `boxes` (B, M, 4) in pixels of the network input, `labels` (B, M) with -1 for padding, `weights`
-    (B, M) the mixup ratios. Where two objects claim one prediction the later one gets it.
+    (B, M) the mixup ratios. Where two objects claim one prediction, the one that it is nearer to
+    gets it, and among equals the later one. `predictions` are needed for the dynamic choice only.
     """
+    config = config or AssignConfig()
     height, width = size
     # In float32 a centre on the edge of a cell can fall to the wrong side of it.
-    boxes = boxes.double()
-    wh = boxes[..., 2:] - boxes[..., :2]  # (B, M, 2)
-    centre_x = (boxes[..., 0] + boxes[..., 2]) / 2  # (B, M)
-    centre_y = (boxes[..., 1] + boxes[..., 3]) / 2
+    exact = boxes.double()
+    found = find_candidates(
+        exact, grid, size=size, ratio=config.ratio, neighbours=config.neighbours
+    )
+    found = found._replace(active=found.active & (labels >= 0)[..., None])
+    if config.dynamic:
+        assert predictions is not None
+        found = best_few(found, boxes, labels, predictions=predictions, grid=grid, config=config)
 
-    starts, per_cell = _map_starts(grid)
-    anchors = torch.cat([grid.anchors[start : start + per_cell] for start in starts]).double()
-    best = _centred_iou(wh[..., None, :], anchors).argmax(-1)  # (B, M), the first on ties
-
-    slot = torch.zeros_like(best)
-    centre = torch.zeros_like(wh)
-    for k, (start, (rows, columns)) in enumerate(zip(starts, grid.maps, strict=True)):
-        # gluoncv: proportional to the map, not by its stride; it differs for sides that aren't
-        # multiples of 32.
-        x = centre_x / width * columns
-        y = centre_y / height * rows
-        # A centre outside the picture belongs to the nearest cell. The reference loses such boxes.
-        column = x.floor().clamp(0, columns - 1)
-        row = y.floor().clamp(0, rows - 1)
-        inside = torch.stack([x - column, y - row], -1).clamp(0, 1)
-        position = start + (row * columns + column).long() * per_cell + best - k * per_cell
-        here = best // per_cell == k
-        slot = torch.where(here, position, slot)
-        centre = torch.where(here[..., None], inside, centre)
-
-    valid = labels >= 0
-    weight = weights.float() * (valid & ~_lost(slot, valid))
+    num_pairs = found.slot.shape[2]
+    slot, active, rank = (
+        field.flatten(1) for field in (found.slot, found.active, found.rank)
+    )  # (B, S) with S = M * K
+    weight = weights.float().repeat_interleave(num_pairs, 1)
+    weight = weight * _winners(slot, active, rank, num_predictions=len(grid.cells))
     matched = weight > 0
+    wh = exact[..., 2:] - exact[..., :2]  # (B, M, 2)
+    # the sigmoid that decodes to this place
+    centre = (found.offset + (grid.scale_x_y - 1) / 2) / grid.scale_x_y
     return Targets(
         slot=slot * matched,
-        centre=centre.float(),
+        centre=centre.clamp(0, 1).float().flatten(1, 2),
         # A box thinner than a pixel counts as one pixel: ln(0) has no place in a loss.
-        scale=(wh.clamp(min=1) / anchors[best]).log().float(),
-        box_weight=(2 - wh.prod(-1) / (width * height)).float(),
-        label=labels * matched,
+        scale=(wh.clamp(min=1)[..., None, :] / found.anchors).log().float().flatten(1, 2),
+        box=boxes.float().repeat_interleave(num_pairs, 1),
+        box_weight=(2 - wh.prod(-1) / (width * height)).float().repeat_interleave(num_pairs, 1),
+        label=labels.repeat_interleave(num_pairs, 1) * matched,
         weight=weight,
+    )
+
+
+def best_few(
+    found: Candidates,
+    boxes: Tensor,
+    labels: Tensor,
+    *,
+    predictions: Predictions,
+    grid: Grid,
+    config: AssignConfig,
+) -> Candidates:
+    """The candidates that the network itself is nearest to, at most `config.dynamic` an object.
+
+    They are ordered by score and IoU (Feng et al. 2021, "TOOD", section 3.2), and an object gets as
+    many as the sum of its best IoUs says, at least one (Ge et al. 2021, "OTA", section 3.3).
+    """
+    pairs = found.slot.shape  # (B, M, K)
+    slot = found.slot.flatten(1)
+    # only the object's class: all classes of all candidates would be more than the predictions
+    image = torch.arange(pairs[0], device=slot.device)[:, None, None]
+    of_class = predictions.classes[image, found.slot, labels.clamp(min=0)[..., None]]
+    said = predictions_at(slot, predictions._replace(classes=predictions.centres))
+    decoded = decode_boxes(moderate(said), grid_at(slot, grid)).view(*pairs, 4)
+    iou = box_iou(decoded, boxes.float()[..., None, :]) * found.active
+    score = of_class.float().sigmoid() * said.objectness.float().sigmoid().view(pairs)
+    # The small numbers keep an order where one of the two is nothing yet.
+    worth = (score + 1e-6) ** config.score_power * (iou + 1e-3) ** config.iou_power
+    worth = torch.where(found.active, worth, -1.0)
+    number = iou.topk(min(config.dynamic, pairs[2]), dim=-1).values.sum(-1, keepdim=True)
+    place = worth.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    # An object's best one is given up last.
+    rank = torch.where(place == 0, 2.0, worth / worth.amax(-1, keepdim=True).clamp(min=1e-30))
+    return found._replace(
+        active=found.active & (place < number.floor().clamp(min=1)), rank=rank.clamp(min=0)
     )
 
 
@@ -96,21 +164,11 @@ def ignored(pred_boxes: Tensor, boxes: Tensor, labels: Tensor, *, threshold: flo
     return best > threshold
 
 
-def _map_starts(grid: Grid) -> tuple[list[int], int]:
-    """The first prediction of each feature map, and the number of anchors per cell."""
-    num_cells = [rows * columns for rows, columns in grid.maps]
-    per_cell, rest = divmod(len(grid.anchors), sum(num_cells))
-    assert rest == 0, "every cell has the same number of anchors"
-    return [sum(num_cells[:k]) * per_cell for k in range(len(num_cells))], per_cell
-
-
-def _centred_iou(wh: Tensor, anchors: Tensor) -> Tensor:
-    """IoU (B, M, A) of sizes (B, M, 1, 2) with anchors (A, 2), all centred on one point."""
-    inter = torch.minimum(wh, anchors).clamp(min=0).prod(-1)
-    return inter / (wh.clamp(min=0).prod(-1) + anchors.prod(-1) - inter)
-
-
-def _lost(slot: Tensor, valid: Tensor) -> Tensor:
-    """(B, M) bool: a later object of the image has the same slot."""
-    same = (slot[:, :, None] == slot[:, None, :]) & valid[:, None, :]  # (B, M, M)
-    return same.triu(diagonal=1).any(-1)
+def _winners(slot: Tensor, active: Tensor, rank: Tensor, *, num_predictions: int) -> Tensor:
+    """(B, S) bool: the pairs, of those that are active, that get the prediction they want."""
+    order = torch.arange(slot.shape[1], device=slot.device)
+    # by rank, then by order; above 0
+    key = ((rank + 2) * 2**20).long() * 2**32 + order  # ranks are above -2
+    key = torch.where(active, key, 0)
+    best = key.new_zeros(len(slot), num_predictions).scatter_reduce(1, slot, key, "amax")
+    return active & (best.gather(1, slot) == key)

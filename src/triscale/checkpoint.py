@@ -1,8 +1,9 @@
 """The state of a run: everything that the rest of it depends on, in files that are never half.
 
-A state is a pair in `RUN/last/`: `step-<n>.safetensors` with weights and velocities, and
-`step-<n>.json` with the rest, the SHA-256 of the first and its own. The JSON is written last, so it
-marks a complete pair; the newest few are kept, and a damaged one is passed over for the one before.
+A state is a pair in `RUN/last/`: `step-<n>.safetensors` with weights, velocities and, if there is
+one, the average of the weights, and `step-<n>.json` with the rest, the SHA-256 of the first and its
+own. The JSON is written last, so it marks a complete pair; the newest few are kept, and a damaged
+one is passed over for the one before.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +49,18 @@ class State(NamedTuple):
     """A point between two steps of a run."""
 
     step: int  # steps done
-    tensors: Mapping[str, Tensor]  # "model.*", "velocity.*"
+    tensors: Mapping[str, Tensor]  # "model.*", "average.*", and the optimiser's
     values: Mapping[str, Any]  # JSON: best mAP, meters, data fingerprint, versions
+
+
+def due_by_step(config: CheckpointConfig, step: int) -> bool:
+    """Whether a state is due after so many steps."""
+    return config.every_steps > 0 and step % config.every_steps == 0
+
+
+def due_by_time(config: CheckpointConfig, saved_at: float) -> bool:
+    """Whether a state is due now; the last one was saved at `saved_at` of the monotonic clock."""
+    return 0 < config.every_minutes * 60 <= time.monotonic() - saved_at
 
 
 def save_state(folder: Path, state: State, *, keep: int) -> None:

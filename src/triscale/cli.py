@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _start_or_resume(arguments: argparse.Namespace) -> None:
+    began = time.perf_counter()  # before the heavy imports
     flags = {
         "train.epochs": arguments.epochs,
         "train.batch_size": arguments.batch_size,
@@ -93,7 +96,7 @@ def _start_or_resume(arguments: argparse.Namespace) -> None:
     if arguments.out == "":  # an unset variable of a script
         raise UserError("--out: expected a folder, got an empty text")
     if arguments.resume:
-        given = ("data", "recipe", "out", "init", "batch_size", "seed", "auto_resume")
+        given = ("data", "recipe", "out", "init", "batch_size", "seed", "auto_resume", "minutes")
         for name in given:
             if getattr(arguments, name) not in (None, False):
                 raise UserError(
@@ -105,22 +108,45 @@ def _start_or_resume(arguments: argparse.Namespace) -> None:
         return
     if arguments.data is None:
         raise UserError("train: name the data set (DATA), or a run to go on with (--resume RUN)")
+    keys = frozenset(text.partition("=")[0].strip() for text in overrides)
+    minutes = _minutes(arguments.minutes, keys)
     from triscale.recipe import load_recipe
-    from triscale.runs import start_or_resume, start_run
+    from triscale.runs import Wishes, start_or_resume, start_run
 
     recipe = arguments.recipe or (INIT_RECIPE if arguments.init else DEFAULT_RECIPE)
+    base = None if arguments.recipe else load_recipe(recipe)
+    wishes = Wishes(base, given=keys, minutes=minutes, since=began)
     if arguments.auto_resume:
         if arguments.out is None:
             raise UserError("--auto-resume: name the run folder with --out")
         out = Path(arguments.out)
-        start_or_resume(Path(arguments.data), recipe, out=out, overrides=overrides)
+        start_or_resume(Path(arguments.data), recipe, out=out, overrides=overrides, wishes=wishes)
         return
     start_run(
         Path(arguments.data),
         load_recipe(recipe, overrides=overrides),
         name=Path(recipe).stem,
         out=Path(arguments.out) if arguments.out else None,
+        wishes=wishes,
     )
+
+
+def _minutes(text: str | None, keys: Collection[str]) -> float | None:
+    if text is None:
+        return None
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise UserError(f"--minutes: expected a number above 0, got '{text}'")
+    if "train.epochs" in keys:
+        raise UserError("--minutes decides the number of epochs: --epochs can't be given too")
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise UserError(
+            "--minutes: can't measure with several processes; measure with one, or use --epochs"
+        )
+    return minutes
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

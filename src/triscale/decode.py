@@ -73,9 +73,31 @@ def decode_boxes(predictions: Predictions, grid: Grid) -> Tensor:
     """Boxes (B, N, 4), float32 xyxy in pixels of the network input, not clipped."""
     centres, scales = _planes(predictions.centres), _planes(predictions.scales)  # (2, B, N)
     cells, strides, anchors = (_planes(f) for f in (grid.cells, grid.strides, grid.anchors))
-    centres = (centres.sigmoid() + cells) * strides
+    offsets = centres.sigmoid()
+    if grid.scale_x_y != 1:
+        offsets = offsets * grid.scale_x_y - (grid.scale_x_y - 1) / 2
+    centres = (offsets + cells) * strides
     half = scales.exp() * anchors / 2
     return torch.cat([centres - half, centres + half]).movedim(0, -1)
+
+
+def predictions_at(positions: Tensor, predictions: Predictions) -> Predictions:
+    """The predictions at the positions (B, S) of N."""
+    return Predictions(*(_rows(field, positions) for field in predictions))
+
+
+def moderate(predictions: Predictions) -> Predictions:
+    """The same with sizes of at most e^10 anchors, where a box has an IoU and a gradient at all."""
+    return predictions._replace(scales=predictions.scales.clamp(max=10.0))
+
+
+def grid_at(positions: Tensor, grid: Grid) -> Grid:
+    """What belongs to `predictions_at` these positions: cells (B, S, 2) and so on."""
+    return grid._replace(
+        cells=grid.cells[positions],
+        strides=grid.strides[positions],
+        anchors=grid.anchors[positions],
+    )
 
 
 def decode_scores(predictions: Predictions) -> Tensor:
@@ -106,17 +128,7 @@ def detect(predictions: Predictions, grid: Grid, config: DecodeConfig) -> Decode
         lengths = tuple(num_anchors * n for n in cells)
         pairs = _best_pairs(scores, positions, lengths=lengths, config=config)
         positions = pairs.positions  # (B, K)
-        boxes = decode_boxes(
-            predictions._replace(
-                centres=_rows(predictions.centres, positions),
-                scales=_rows(predictions.scales, positions),
-            ),
-            grid._replace(
-                cells=grid.cells[positions],
-                strides=grid.strides[positions],
-                anchors=grid.anchors[positions],
-            ),
-        )
+        boxes = decode_boxes(predictions_at(positions, predictions), grid_at(positions, grid))
         return _suppressed(boxes, pairs, config)
 
 

@@ -10,7 +10,7 @@ from triscale.errors import UserError
 from triscale.evaluation import Evaluation, choose_metric, evaluate
 from triscale.files import write_atomically
 from triscale.log import RunLog
-from triscale.progress import Run, snapshot
+from triscale.progress import Run, networks, snapshot
 from triscale.reporting import eval_line, write_pictures
 from triscale.weights.contents import WeightsInfo
 from triscale.weights.native import is_whole, save_weights
@@ -29,10 +29,11 @@ def finish_epoch(
     info = WeightsInfo(
         data.classes, run.recipe.model, config.size, run.recipe.input, to_dict(run.recipe)
     )
+    network = run.average.network if run.average else run.model
     found, score = None, ""
     if data.val and _due(epoch, config.val_interval, config.epochs):
         found = evaluate(
-            run.model,
+            network,
             data.val,
             size=config.size,
             metric=choose_metric(run.recipe.evaluate.metric, data.format),
@@ -57,12 +58,12 @@ def finish_epoch(
             now.best = found.mean
             now.best_lines += (f"{epoch:04d}:\t{found.mean:.4f}",)
             if log:
-                save_weights(run.folder / "best.safetensors", run.model, info)
+                save_weights(run.folder / "best.safetensors", network, info)
                 _write_best_lines(run)
     # A run always leaves weights behind, even if nothing could be measured.
     unsaved = now.best < 0 and epoch == config.epochs - 1
     if log and (unsaved or _due(epoch, config.save_interval, config.epochs)):
-        save_weights(run.folder / f"epoch_{epoch:04d}{score}.safetensors", run.model, info)
+        save_weights(run.folder / f"epoch_{epoch:04d}{score}.safetensors", network, info)
     now.pending = None
     if log:
         now.log = log.flush()
@@ -102,9 +103,10 @@ def require_room(run: Run) -> None:
     epochs = range(run.plan.epoch_of(run.now.step), config.epochs)
     kept = sum(_due(epoch, config.save_interval, config.epochs) for epoch in epochs)
     best = 2  # the new ones are written before the old ones go; so it is with the states
-    states = run.recipe.checkpoint.keep + 1
+    kinds = len(networks(run)) + len(run.optimizer.state_names)  # each as large as the weights
+    states = (run.recipe.checkpoint.keep + 1) * kinds
     there = sum(file.stat().st_size for file in (run.folder / "last").glob("*.safetensors"))
-    require_space(run.folder, weights * (2 * states + best + kept) - there)
+    require_space(run.folder, weights * (states + best + kept) - there)
 
 
 def _due(epoch: int, interval: int, epochs: int) -> bool:

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from triscale.anchors import make_grid
 from triscale.data.augment import AugmentConfig
 from triscale.data.decoded import DecodedPictures
 from triscale.data.index import Index
@@ -143,7 +142,7 @@ def detect_all(
     draws = validation_draws(
         len(index), size, batch_size=batch_size, rank=rank, world_size=world_size
     )
-    grid = make_grid(model.anchors, (size, size), device=device)
+    grid = model.grid((size, size))
     rows = (0, decode.num_rows)  # a process may have no picture at all
     batches = [
         Decoded(

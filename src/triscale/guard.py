@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from triscale.anchors import make_grid
 from triscale.data.loader import collate, read
 from triscale.errors import UserError
 from triscale.files import write_atomically
 from triscale.gradients import is_finite
 from triscale.log import LOSSES, RunLog
-from triscale.progress import Run, open_log, restore
+from triscale.progress import Run, networks, open_log, restore
 from triscale.step import batch_losses
 from triscale.types import Draw
 
@@ -44,7 +43,7 @@ class Report(NamedTuple):
     """What a step says about itself, summed over the processes."""
 
     step: int  # counted from 1, as in the log
-    terms: tuple[float, ...]  # the four losses
+    terms: tuple[float, ...]  # the losses
     stop: bool  # some process was asked to stop
     save: bool  # it is time for a state
     ok: bool  # all losses and gradients are finite
@@ -58,8 +57,8 @@ class Echo:
         self._sent: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
     def send(self, step: int, notes: Tensor, ok: Tensor) -> None:
-        """Send `notes` (6,) float32 (four losses, stop, save) and `ok` () bool of a step."""
-        numbers = torch.cat([notes, ok.to(notes.dtype)[None]])  # (7,)
+        """Send `notes` (L + 2,) float32 (the losses, stop, save) and `ok` () bool of a step."""
+        numbers = torch.cat([notes, ok.to(notes.dtype)[None]])  # (L + 3,)
         event = None
         if numbers.device.type == "cuda":
             host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
@@ -103,11 +102,12 @@ def judge(run: Run, report: Report, log: RunLog | None) -> None:
         raise DivergedError(what, report.step)
 
 
-def require_finite_weights(model: nn.Module, step: int) -> None:
+def require_finite_weights(run: Run) -> None:
     """DivergedError if a weight or statistic isn't finite: such a state must never be saved."""
-    tensors = [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
-    if not all(bool(is_finite(tensor)) for tensor in tensors):
-        raise DivergedError("a weight is no longer a finite number", step)
+    for network in networks(run).values():
+        tensors = [t for t in network.state_dict().values() if t.is_floating_point()]
+        if not all(bool(is_finite(tensor)) for tensor in tensors):
+            raise DivergedError("a weight is no longer a finite number", run.now.step)
 
 
 def roll_back(run: Run, error: DivergedError, *, diverged_at: int) -> None:
@@ -155,13 +155,17 @@ def _write_down(run: Run, report: Report, what: str, folder: Path) -> Path:
 def _picture(run: Run, draw: Draw) -> dict[str, Any]:
     sample = read(run.index, draw, run.recipe.augment)
     batch = collate([sample]).to(run.device)
-    grid = make_grid(run.model.anchors, draw.size, device=run.device)
+    grid = run.model.grid(draw.size)
     was_training = run.model.training
     run.model.eval()
     with torch.no_grad():
         losses = batch_losses(run.model, batch, grid, recipe=run.recipe, global_batch=1)
     run.model.train(was_training)
-    partner = {} if draw.partner is None else {"mixed_with": run.index.ids[draw.partner]}
+    partner: dict[str, Any] = {}
+    if draw.partner is not None:
+        partner["mixed_with"] = run.index.ids[draw.partner]
+    if draw.tiles:
+        partner["tiled_with"] = [run.index.ids[image] for image in draw.tiles]
     return {
         "id": run.index.ids[draw.index],
         "path": run.index.paths[draw.index],

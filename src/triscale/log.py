@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from triscale.errors import UserError
 from triscale.files import flush, naming, write_atomically
 
-LOSSES = ("objectness", "centre", "scale", "classes")
+LOSSES = ("objectness", "centre", "scale", "classes", "iou")
 
 
 class Meter:

@@ -7,19 +7,18 @@ emulates it and they are slower. No list of processors is asked, the network its
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
+from functools import partial
+from typing import Literal
 
 import torch
 
 from triscale.distributed import Processes, share_value
 from triscale.gradients import Statistics
-from triscale.model.folded import WORTH
+from triscale.model.folded import WORTH, speed_up
 from triscale.model.yolo import YOLOv3
 from triscale.recipe import Recipe
 from triscale.step import rehearse
-
-_ROUNDS = 2  # that count; the first one, which compiles kernels, doesn't
 
 
 def settle_precision(
@@ -56,17 +55,13 @@ def bf16_gain(recipe: Recipe, model: YOLOv3, *, device: torch.device) -> float:
     training = model.training
     model.train()
 
-    def seconds(precision: str) -> float:
+    def passes(precision: Literal["fp32", "bf16"]) -> None:
         settled = replace(recipe, train=replace(recipe.train, precision=precision))
-        began = time.perf_counter()
         loss = rehearse(model, settled, pictures=pictures, side=side, objects=1)
         torch.autograd.grad(loss, params)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
 
-    rounds = [(seconds("fp32"), seconds("bf16")) for _ in range(1 + _ROUNDS)][1:]
+    full, half = partial(passes, "fp32"), partial(passes, "bf16")
+    gain = speed_up(full, half, device=device, rounds=2)
     statistics.restore()
     model.train(training)
-    # what else runs on the machine only ever adds
-    return min(fp32 for fp32, _ in rounds) / min(bf16 for _, bf16 in rounds)
+    return gain

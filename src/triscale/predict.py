@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from triscale.anchors import make_grid
 from triscale.config import build
 from triscale.data.augment import val_transform
 from triscale.data.loader import collate
@@ -51,7 +50,7 @@ class Detector:
             DecodeConfig, self.info.recipe.get("decode", {}), where=f"{self.path}: decode"
         )
         self._size = (self.info.size, self.info.size)
-        self._grid = make_grid(self.model.anchors, self._size, device=self.device)
+        self._grid = self.model.grid(self._size)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import triscale
+from triscale.average import Average
 from triscale.checkpoint import State, fingerprint, load_state
 from triscale.config import to_dict
 from triscale.data.decoded import DecodedPictures
@@ -21,7 +22,7 @@ from triscale.distributed import Processes, share_tensors, share_value
 from triscale.errors import UserError
 from triscale.log import LOSSES, Narrator, RunLog
 from triscale.model.yolo import YOLOv3
-from triscale.optim import SGD, load_state_tensors, state_tensors
+from triscale.optim import Optimizer, load_state_tensors, state_tensors
 from triscale.recipe import Recipe
 from triscale.weights.native import load_state as load_model
 
@@ -31,7 +32,7 @@ class Progress:
     """What changes from step to step besides the weights, and is part of a checkpoint."""
 
     step: int  # steps done
-    # (5,) float64, on the device: each loss summed over this epoch's steps, and their number
+    # (6,) float64, on the device: each loss summed over this epoch's steps, and their number
     sums: Tensor
     best: float = -1.0  # best mAP so far
     best_lines: tuple[str, ...] = ()  # of best_map.log
@@ -53,7 +54,8 @@ class Run:
     identity: Mapping[str, Any]  # what it can't go on without; see `identify`
     plan: Plan
     model: YOLOv3
-    optimizer: SGD
+    average: Average | None  # of the model's weights
+    optimizer: Optimizer
     scaler: torch.amp.GradScaler
     device: torch.device
     processes: Processes
@@ -69,6 +71,11 @@ def open_log(run: Run) -> RunLog | None:
     return RunLog(run.folder / "log.jsonl", mark=run.now.log, accept=accept)
 
 
+def networks(run: Run) -> dict[str, YOLOv3]:
+    """The network that is trained and, if there is one, its average, by their names in a state."""
+    return {"model": run.model} | ({"average": run.average.network} if run.average else {})
+
+
 def start(step: int, device: torch.device) -> Progress:
     """The progress of a run that begins at a step."""
     return Progress(step, torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=device))
@@ -77,7 +84,11 @@ def start(step: int, device: torch.device) -> Progress:
 def snapshot(run: Run) -> State:
     """The state of a run between two steps."""
     now = run.now
-    weights = {f"model.{name}": tensor for name, tensor in run.model.state_dict().items()}
+    weights = {
+        f"{prefix}.{name}": tensor
+        for prefix, network in networks(run).items()
+        for name, tensor in network.state_dict().items()
+    }
     *losses, steps = now.sums.tolist()
     values = {
         **run.identity,
@@ -102,20 +113,31 @@ def restore(run: Run) -> None:
         for line in damaged:
             run.narrator.say(f"warning: {line}")
         _require_same(run, state.values)
-        weights = {k[6:]: v for k, v in state.tensors.items() if k.startswith("model.")}
-        load_model(run.model, weights, source=str(run.folder / "last"))
+        for prefix, network in networks(run).items():
+            # an average that is new to the run begins with the weights
+            weights = _below(prefix, state.tensors) or _below("model", state.tensors)
+            load_model(network, weights, source=str(run.folder / "last"))
         load_state_tensors(run.optimizer, run.model, state.tensors)
         values = dict(state.values)
-    velocities = state_tensors(run.optimizer, run.model)
-    share_tensors([*run.model.state_dict().values(), *velocities.values()], run.processes)
+    for network in networks(run).values():
+        share_tensors(network.state_dict().values(), run.processes)
+    share_tensors(state_tensors(run.optimizer, run.model).values(), run.processes)
     values = share_value(values, run.processes, device=run.device)
     if values["scaler"]:  # empty: no fp16 so far
         run.scaler.load_state_dict(values["scaler"])
     now = run.now
     now.step, now.skipped, now.pending = values["step"], 0, values["pending"]
-    now.sums.copy_(torch.tensor([*values["losses"], values["steps"]], dtype=torch.float64))
+    unknown = [0.0] * (len(LOSSES) - len(values["losses"]))  # to the version that wrote the state
+    sums = [*values["losses"], *unknown, values["steps"]]
+    now.sums.copy_(torch.tensor(sums, dtype=torch.float64))
     now.best, now.best_lines = values["best"], tuple(values["best_lines"])
     now.log = values["log"]
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those named `prefix.<name>`, by their names."""
+    dotted = f"{prefix}."
+    return {k.removeprefix(dotted): v for k, v in tensors.items() if k.startswith(dotted)}
 
 
 # What a run can't go on without: by its key in a state, and as people call it.
@@ -126,6 +148,7 @@ _NAMES = {
     "seed": "train.seed",
     "input": "[input]",
     "anchors": "model.anchors",
+    "scale_x_y": "model.scale_x_y",
     "names": "the names or the order of the pictures",
     "sizes": "the sizes of the pictures",
     "labels": "the boxes or classes of the objects",
@@ -141,7 +164,23 @@ def identify(recipe: Recipe, index: Index, val: Index | None) -> dict[str, Any]:
         "seed": recipe.train.seed,
         "input": to_dict(recipe.input),
         "anchors": to_dict(recipe.model)["anchors"],
+        "scale_x_y": recipe.model.scale_x_y,
     }
+
+
+def require_agreement(run: Run, *, resume: bool) -> None:
+    """UserError in a process that isn't about to do what the main one does."""
+    words = to_dict(lasting(run.recipe))
+    words["data"].pop("path")  # each machine may have its own, and its own hardware
+    for key in ("device", "workers"):
+        words["train"].pop(key)
+    mine = {"resume": resume, "recipe": words, **run.identity}
+    theirs = share_value(mine, run.processes, device=run.device)
+    if theirs != mine:
+        raise UserError(
+            f"{run.folder}: process {run.processes.rank} finds another run folder or other data "
+            "than the main one; all must see the same folders and get the same words"
+        )
 
 
 def lasting(recipe: Recipe) -> Recipe:

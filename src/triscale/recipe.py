@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import tomli_w
 
+from triscale.assign import AssignConfig
 from triscale.checkpoint import CheckpointConfig
 from triscale.config import MAX_TOML_BYTES, apply_override, build, read_toml, to_dict
 from triscale.data.augment import AugmentConfig
@@ -77,6 +78,7 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     input: InputConfig = field(default_factory=InputConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    assign: AssignConfig = field(default_factory=AssignConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -86,6 +88,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.evaluate.require_fit(self.input)
+        if self.assign.neighbours and self.model.scale_x_y < 2:
+            raise UserError(
+                "assign.neighbours: predictions reach an object in the next cell only with "
+                f"model.scale_x_y of 2 or more, found {self.model.scale_x_y}"
+            )
 
 
 def load_recipe(name: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -111,7 +118,65 @@ def make_recipe(table: dict[str, Any], *, overrides: Sequence[str] = (), source:
         return recipe
     for assignment in overrides:
         apply_override(table, assignment)
-    return build(Recipe, table, where="")
+    changed = build(Recipe, table, where="")
+    given = {assignment.partition("=")[0].strip() for assignment in overrides}
+    if changed.optim.name != recipe.optim.name and not given >= {"optim.lr", "optim.weight_decay"}:
+        raise UserError(
+            f"optim.name: the recipe's optim.lr and optim.weight_decay are those of "
+            f"{recipe.optim.name}; give both for {changed.optim.name} too"
+        )
+    return changed
+
+
+def require_effect(recipe: Recipe) -> None:
+    """UserError if a key asks for something that another one makes impossible."""
+    train, schedule, augment = recipe.train, recipe.schedule, recipe.augment
+    usual = OptimConfig().square_momentum
+    for silent, key, why in (
+        (
+            augment.mosaic and augment.mosaic_off_epochs >= train.epochs,
+            "augment.mosaic",
+            f"augment.mosaic_off_epochs is {augment.mosaic_off_epochs} of {train.epochs} epochs",
+        ),
+        (
+            recipe.assign.dynamic and not (recipe.assign.ratio or recipe.assign.neighbours),
+            "assign.dynamic",
+            "it chooses among what assign.ratio and assign.neighbours offer, and both are off",
+        ),
+        (
+            (schedule.warmup_momentum or schedule.warmup_bias_lr) and not schedule.warmup_epochs,
+            "schedule.warmup_momentum, warmup_bias_lr",
+            "schedule.warmup_epochs is 0",
+        ),
+        (
+            schedule.frozen_epochs >= train.epochs,
+            "schedule.frozen_epochs",
+            f"the backbone would never move in {train.epochs} epochs",
+        ),
+        (
+            recipe.loss.iou != LossConfig().iou and not recipe.loss.iou_gain,
+            "loss.iou",
+            "loss.iou_gain is 0",
+        ),
+        (
+            recipe.optim.name == "sgd" and recipe.optim.square_momentum != usual,
+            "optim.square_momentum",
+            "it is of adamw, and optim.name is sgd",
+        ),
+    ):
+        if silent:
+            raise UserError(f"{key}: has no effect: {why}")
+    sides = {train.size}
+    if augment.random_shape:
+        sides = set(range(augment.shape_min, augment.shape_max + 1, augment.shape_step))
+    odd = sorted(side for side in sides if side % 32)
+    by_overlap = recipe.loss.iou_gain or recipe.loss.objectness_target == "iou"
+    if odd and (by_overlap or recipe.assign.dynamic or recipe.model.scale_x_y != 1):
+        # the reference's targets are proportional to the map, what is decoded goes by its stride
+        raise UserError(
+            f"train.size, augment.shape_*: expected sizes that 32 divides, found {odd[0]}: with "
+            "an iou term, assign.dynamic or model.scale_x_y the targets wouldn't be what is decoded"
+        )
 
 
 def dump_recipe(recipe: Recipe) -> str:

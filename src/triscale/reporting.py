@@ -30,7 +30,8 @@ def train_record(
 
 def train_line(record: dict[str, Any]) -> str:
     """A line of the log for people."""
-    terms = " ".join(f"{name} {record[name]:.3f}" for name in LOSSES)
+    shown = [name for name in LOSSES if name != "iou" or record[name]]  # most recipes have none
+    terms = " ".join(f"{name} {record[name]:.3f}" for name in shown)
     return (
         f"[epoch {record['epoch']}] step {record['step']} lr {record['lr']:.2e} "
         f"loss {record['loss']:.3f} ({terms}) {record['images_per_second']:.1f} img/s, "

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
+from triscale.budget import fit_minutes
 from triscale.checkpoint import has_state, load_state, require_unused
+from triscale.choosing import choose
 from triscale.config import apply_override, build, to_dict
 from triscale.data.open import describe, open_dataset
 from triscale.data.options import DataConfig
@@ -19,6 +22,7 @@ from triscale.decode import DecodeConfig
 from triscale.errors import UserError
 from triscale.evaluation import EvalConfig, Evaluation, choose_metric, evaluate
 from triscale.log import Narrator
+from triscale.model.yolo import build_model
 from triscale.pixels import InputConfig
 from triscale.predict import Detector, find_weights
 from triscale.recipe import Recipe, load_recipe, make_recipe, require_unchanged
@@ -29,23 +33,48 @@ from triscale.weights.start import start_from
 from triscale.weights.zoo import ZOO
 
 
-def start_or_resume(data: Path, recipe: str, *, out: Path, overrides: Sequence[str] = ()) -> Result:
+class Wishes(NamedTuple):
+    """What is left to be found out about a run when it starts."""
+
+    base: Recipe | None = None  # fit this recipe to the data and the machine
+    given: Collection[str] = ()  # keys that the user has set; they stay as they are
+    minutes: float | None = None  # as many epochs as fit into this time
+    since: float = 0.0  # time.perf_counter() when that began
+
+
+def start_or_resume(
+    data: Path,
+    recipe: str,
+    *,
+    out: Path,
+    overrides: Sequence[str] = (),
+    wishes: Wishes,
+) -> Result:
     """Start a run in `out`, or go on with the one there: for jobs that are restarted."""
     if has_state(out):
         # what a run began with is in its folder already; where the data are may have changed
         given = [text for text in overrides if text.partition("=")[0].strip() != "train.init"]
         path = json.dumps(str(data.absolute()), ensure_ascii=False)
         return resume_run(out, overrides=[*given, f"data.path={path}"])
-    return start_run(data, load_recipe(recipe, overrides=overrides), name=out.name, out=out)
+    settings = load_recipe(recipe, overrides=overrides)
+    return start_run(data, settings, name=out.name, out=out, wishes=wishes)
 
 
-def start_run(data: Path, settings: Recipe, *, name: str, out: Path | None = None) -> Result:
+def start_run(
+    data: Path,
+    settings: Recipe,
+    *,
+    name: str,
+    out: Path | None = None,
+    wishes: Wishes | None = None,
+) -> Result:
     """Open the data, say what was found, and train in a new folder (`runs/<data>-<name>`)."""
     run = out or Path("runs")
     if _is_main():  # the only process that writes; the others must not stumble over what it wrote
         run = out or _free_folder(run, f"{data.absolute().name}-{name}")
         require_unused(run)
-    return _run(replace(settings, data=replace(settings.data, path=str(data))), run, resume=False)
+    settings = replace(settings, data=replace(settings.data, path=str(data)))
+    return _run(settings, run, resume=False, wishes=wishes)
 
 
 def resume_run(run: Path, *, overrides: Sequence[str] = ()) -> Result:
@@ -131,13 +160,20 @@ def evaluate_weights(
         )
 
 
-def _run(settings: Recipe, run: Path, *, resume: bool) -> Result:
+def _run(settings: Recipe, run: Path, *, resume: bool, wishes: Wishes | None = None) -> Result:
+    wishes = wishes or Wishes()
     narrator = Narrator(enabled=_is_main())
     path = str(Path(settings.data.path).absolute())
     settings = replace(settings, data=replace(settings.data, path=path))
     data = open_dataset(Path(settings.data.path), settings.data)
     for line in [*(f"skipped: {line}" for line in data.skipped), *describe(data)]:
         narrator.say(line)
+    if wishes.base:
+        # the number of epochs, if it follows from a time, is not one of the choices
+        given = {*wishes.given, *(["train.epochs"] if wishes.minutes else [])}
+        settings, lines = choose(settings, data, given=given, base=wishes.base)
+        for line in lines:
+            narrator.say(line)
     model = None
     if settings.train.init and not resume:
         path = find_weights(Path(settings.train.init))
@@ -156,6 +192,19 @@ def _run(settings: Recipe, run: Path, *, resume: bool) -> Result:
         name = settings.model.backbone
         hint = f" (ImageNet's can be had: triscale download {name})" if name in ZOO else ""
         narrator.say(f"training {name} from random weights{hint} in {run}")
+    if wishes.minutes:
+        seeded = torch.Generator().manual_seed(settings.train.seed)
+        settings, lines = fit_minutes(
+            settings,
+            data,
+            model or build_model(settings.model, len(data.classes), generator=seeded),
+            minutes=wishes.minutes,
+            spent=time.perf_counter() - wishes.since,
+            folder=run,
+            given=wishes.given,
+        )
+        for line in lines:
+            narrator.say(line)
     result = train(settings, data, run, model=model, resume=resume, narrator=narrator)
     if result.last:
         narrator.say(f"best mAP {result.best:.4f}; weights, log and pictures in {run}")

@@ -4,14 +4,18 @@ A run has two parts: a linear warm-up, then one of five curves. The formulas are
 (`utils/lr_scheduler.py`), but step i of a part uses T = i: there the optimiser counted updates from
 1, so that every rate, and every drop, came one step early. Nothing is remembered between steps,
 which makes a resumed run see the rates of the uninterrupted one.
+
+The warm-up is that of Goyal et al. 2017, section 2.2. Momentum can warm up beside the rate, and the
+rate of the biases come down from a high one: a fresh detector's outputs then find the rareness of
+objects, which is the business of their biases, before anything else moves much.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from triscale.errors import UserError
 
@@ -23,6 +27,9 @@ class ScheduleConfig:
     mode: Literal["constant", "step", "linear", "poly", "cosine"] = "step"
     warmup_epochs: int = 0
     warmup_lr: float = 0.0  # where the warm-up begins
+    warmup_momentum: float = 0.0  # where the momentum begins; 0: at optim.momentum
+    warmup_bias_lr: float = 0.0  # where the rate of biases and betas begins; 0: with the others
+    frozen_epochs: int = 0  # first epochs, in which the backbone stands still
     decay: float = 0.1  # step: the factor at each milestone
     decay_epochs: tuple[int, ...] = (160, 180)  # step: the milestones
     decay_period: int = 0  # step: if above 0, a milestone every so many epochs instead
@@ -31,10 +38,18 @@ class ScheduleConfig:
     num_samples: int = 0  # if above 0, epochs last as long as with so many pictures
 
     def __post_init__(self) -> None:
-        for key in ("warmup_epochs", "warmup_lr", "decay_period", "target_lr", "num_samples"):
+        for key in (
+            *("warmup_epochs", "warmup_lr", "warmup_bias_lr", "frozen_epochs"),
+            *("decay_period", "target_lr", "num_samples"),
+        ):
             value = getattr(self, key)
             if not 0 <= value < math.inf:
                 raise UserError(f"schedule.{key}: expected 0 or a positive number, got {value}")
+        if not 0 <= self.warmup_momentum < 1:
+            raise UserError(
+                "schedule.warmup_momentum: expected a number from 0 to below 1, "
+                f"got {self.warmup_momentum}"
+            )
         for key in ("decay", "power"):
             value = getattr(self, key)
             if not 0 < value < math.inf:
@@ -43,6 +58,35 @@ class ScheduleConfig:
             raise UserError(
                 f"schedule.decay_epochs: expected epochs from 0 on, got {list(self.decay_epochs)}"
             )
+
+
+class Rates(NamedTuple):
+    """What a step does with its gradients."""
+
+    lr: float
+    bias_lr: float  # of biases and betas; after the warm-up that of all
+    momentum: float
+
+
+def rates_at(
+    step: int,
+    *,
+    base_lr: float,
+    momentum: float,
+    config: ScheduleConfig,
+    epochs: int,
+    first_step: Callable[[int], int],
+) -> Rates:
+    """All of a step: `learning_rate`, and what warms up beside it."""
+    bias = replace(config, warmup_lr=config.warmup_bias_lr or config.warmup_lr)
+    lr, bias_lr = (
+        learning_rate(step, base_lr=base_lr, config=each, epochs=epochs, first_step=first_step)
+        for each in (config, bias)
+    )
+    warmup = first_step(config.warmup_epochs)
+    if config.warmup_momentum and step < warmup:
+        momentum = _warm(step, warmup, config.warmup_momentum, momentum)
+    return Rates(lr, bias_lr, momentum)
 
 
 def learning_rate(
@@ -61,9 +105,7 @@ def learning_rate(
     assert step >= 0
     warmup = first_step(config.warmup_epochs)
     if step < warmup:
-        # The last step of the warm-up has the full rate; the only one, if there is one only.
-        progress = step / (warmup - 1) if warmup > 1 else 1.0
-        return config.warmup_lr + (base_lr - config.warmup_lr) * progress
+        return _warm(step, warmup, config.warmup_lr, base_lr)
 
     if config.mode == "constant":
         return base_lr
@@ -81,6 +123,12 @@ def learning_rate(
     else:
         factor = (1 + math.cos(math.pi * progress)) / 2
     return config.target_lr + (base_lr - config.target_lr) * factor
+
+
+def _warm(step: int, steps: int, begin: float, end: float) -> float:
+    """The value at a step of a warm-up; its last step, also if it is the only one, has `end`."""
+    progress = step / (steps - 1) if steps > 1 else 1.0
+    return begin + (end - begin) * progress
 
 
 def _milestones(config: ScheduleConfig, epochs: int) -> tuple[int, ...]:

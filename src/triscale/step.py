@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from triscale.anchors import Grid, make_grid
+from triscale.anchors import Grid
 from triscale.assign import assign, ignored
 from triscale.decode import decode_boxes
 from triscale.errors import OutOfMemoryError, ran_out_of_memory
@@ -15,6 +15,7 @@ from triscale.gradients import Gradients, Statistics
 from triscale.heap import MOST, set_heap
 from triscale.loss import yolo_loss
 from triscale.model.yolo import YOLOv3
+from triscale.optim import state_tensors
 from triscale.pixels import network_input
 from triscale.progress import Run
 from triscale.recipe import Recipe
@@ -37,11 +38,19 @@ def batch_losses(
     dtype = _PRECISIONS[recipe.train.precision]
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
         predictions = model(images)
-    targets = assign(batch.boxes, batch.labels, batch.weights, grid, size=size)
+    targets = assign(
+        batch.boxes,
+        batch.labels,
+        batch.weights,
+        grid,
+        size=size,
+        config=recipe.assign,
+        predictions=predictions,
+    )
     with torch.no_grad():
         decoded = decode_boxes(predictions, grid)
     ignore = ignored(decoded, batch.boxes, batch.labels, threshold=recipe.loss.ignore_iou)
-    return yolo_loss(predictions, targets, ignore, recipe.loss, global_batch=global_batch)
+    return yolo_loss(predictions, targets, ignore, grid, recipe.loss, global_batch=global_batch)
 
 
 def keep_freed_memory(device: torch.device) -> None:
@@ -75,12 +84,11 @@ def try_largest(run: Run, gradients: Gradients, statistics: Statistics) -> None:
     side = range(augment.shape_min, augment.shape_max + 1, augment.shape_step)[-1]
     share = -(-run.plan.batch_size // run.processes.world_size)
     pictures = -(-share // parts_of_share(run))
-    objects = int(np.diff(run.index.offsets).max()) * (1 + augment.mixup)
+    objects = int(np.diff(run.index.offsets).max()) * (4 if augment.mosaic else 1 + augment.mixup)
     statistics.keep()
     try:
         rehearse(run.model, run.recipe, pictures=pictures, side=side, objects=objects).backward()
-        for param in run.model.parameters():
-            run.optimizer.velocity(param)  # they take memory from the first step on
+        state_tensors(run.optimizer, run.model)  # they take memory from the first step on
     except Exception as error:
         if not ran_out_of_memory(error):
             raise
@@ -99,7 +107,7 @@ def rehearse(
 ) -> torch.Tensor:
     """The loss of a grey batch with room for so many objects in each picture."""
     device = next(model.parameters()).device
-    grid = make_grid(model.anchors, (side, side), device=device)
+    grid = model.grid((side, side))
     batch = _blank(pictures, side, objects).to(device)
     return batch_losses(model, batch, grid, recipe=recipe, global_batch=pictures).total
 

@@ -16,13 +16,9 @@ from typing import NamedTuple
 
 import torch
 
-from triscale.anchors import Grid, make_grid
-from triscale.checkpoint import (
-    remove_states,
-    require_unused,
-    save_state,
-)
-from triscale.config import to_dict
+from triscale.anchors import Grid
+from triscale.average import Average
+from triscale.checkpoint import due_by_step, due_by_time, remove_states, require_unused, save_state
 from triscale.data.decoded import open_decoded
 from triscale.data.index import Index
 from triscale.data.loader import make_loader
@@ -36,7 +32,6 @@ from triscale.distributed import (
     meet,
     processes_here,
     share_tensors,
-    share_value,
     synchronise_batch_norm,
 )
 from triscale.epoch import finish_epoch, require_best, require_room
@@ -49,12 +44,22 @@ from triscale.interrupt import Interrupted, stop_requests
 from triscale.log import LOSSES, Meter, Narrator
 from triscale.model.compiled import compiled, compiling
 from triscale.model.yolo import YOLOv3, build_model, same_network, skeleton
-from triscale.optim import SGD, parameter_groups, set_lr
+from triscale.optim import hold, make_optimizer, set_lr
 from triscale.precision import settle_precision
-from triscale.progress import Run, identify, lasting, open_log, restore, snapshot, start
-from triscale.recipe import Recipe, dump_recipe, require_unchanged
+from triscale.progress import (
+    Run,
+    identify,
+    lasting,
+    networks,
+    open_log,
+    require_agreement,
+    restore,
+    snapshot,
+    start,
+)
+from triscale.recipe import Recipe, dump_recipe, require_effect, require_unchanged
 from triscale.reporting import train_line, train_record
-from triscale.schedule import learning_rate
+from triscale.schedule import rates_at
 from triscale.step import batch_losses, keep_freed_memory, parts_of_share, try_largest
 
 
@@ -81,6 +86,7 @@ def train(
     newest state in the folder. Raises UserError for what the user can mend, and Interrupted, after
     saving, when Ctrl-C, SIGTERM or SIGUSR1 asks it to stop.
     """
+    require_effect(recipe)
     if resume and recipe.train.precision == "auto":  # another choice would be another run
         raise UserError(f"train.precision: resume with what 'auto' chose, see {run}/recipe.toml")
     device = choose_device(recipe.train.device)
@@ -115,7 +121,7 @@ def train(
         recipe, said = settle_precision(recipe, model, device=device, processes=processes)
         if said:
             narrator.say(said)
-        groups = parameter_groups(model, recipe.optim)
+        optim = recipe.optim
         everything = Run(
             folder=run,
             recipe=recipe,
@@ -125,14 +131,21 @@ def train(
             identity=identify(recipe, index, data.val),
             plan=plan,
             model=model,
-            optimizer=SGD(groups, lr=recipe.optim.lr, momentum=recipe.optim.momentum),
+            average=Average(model, decay=optim.ema) if optim.ema else None,
+            optimizer=make_optimizer(
+                model,
+                optim,
+                biases_apart=recipe.schedule.warmup_bias_lr > 0,
+                begins=plan.first_step(recipe.train.start_epoch),
+                thaws=plan.first_step(recipe.schedule.frozen_epochs),
+            ),
             scaler=torch.amp.GradScaler(device.type, enabled=recipe.train.precision == "fp16"),
             device=device,
             processes=processes,
             narrator=narrator,
             now=start(plan.first_step(recipe.train.start_epoch), device),
         )
-        _require_agreement(everything, resume=resume)
+        require_agreement(everything, resume=resume)
         if processes.is_main:  # the lock first: who holds it may be saving
             if not resume:
                 run.mkdir(parents=True, exist_ok=True)
@@ -145,7 +158,8 @@ def train(
             restore(everything)
             narrator.say(f"resuming after step {everything.now.step}")
         else:
-            share_tensors(model.state_dict().values(), processes)
+            for each in networks(everything).values():
+                share_tensors(each.state_dict().values(), processes)
         if processes.is_main:
             for folder in (run, run / "predictions", run / "skipped"):
                 remove_leftovers(folder)
@@ -167,6 +181,7 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
     model, device, processes, narrator = run.model, run.device, run.processes, run.narrator
     network = compiled(model) if config.compile else model  # the same tensors
     log = open_log(run)
+    hold(model.backbone, run.optimizer, still=False)  # a run that went back may have left it held
     gradients, statistics = Gradients(model, notes=len(LOSSES) + 2), Statistics(model)
     echo, meter, last = Echo(lag=0 if device.type == "cpu" else LAG), Meter(), None
 
@@ -209,17 +224,26 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
     for batch in on_device(batches, device):
         waited = time.perf_counter() - waiting_since
         epoch = plan.epoch_of(now.step)
-        rate = learning_rate(
+        rates = rates_at(
             now.step,
             base_lr=recipe.optim.lr,
+            momentum=recipe.optim.momentum,
             config=recipe.schedule,
             epochs=config.epochs,
             first_step=scheduled.first_step,
         )
-        set_lr(run.optimizer, rate)
+        set_lr(
+            run.optimizer,
+            rates.lr,
+            bias_lr=rates.bias_lr,
+            momentum=rates.momentum,
+            step=now.step,
+        )
+        if frozen_epochs := recipe.schedule.frozen_epochs:
+            hold(model.backbone, run.optimizer, still=epoch < frozen_epochs)
         size = batch.images.shape[1], batch.images.shape[2]
         if size not in grids:
-            grids[size] = make_grid(model.anchors, size, device=device)
+            grids[size] = model.grid(size)
 
         # --- a step ---
         gradients.clear()
@@ -232,13 +256,15 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
             run.scaler.scale(losses.total).backward()
             terms += torch.stack(losses).detach()
         wishes[0].fill_(stop())
-        wishes[1].fill_(processes.is_main and _time_to_save(recipe, saved_at))
+        wishes[1].fill_(processes.is_main and due_by_time(recipe.checkpoint, saved_at))
         gradients.exchange(processes)
         run.scaler.unscale_(run.optimizer)
         ok = gradients.finite()
         gradients.clear_unless(ok)
         statistics.restore_unless(ok)
         run.optimizer.step(ok=ok)
+        if run.average:
+            run.average.follow(now.step, ok=ok)
         run.scaler.update()
         # fp16 skips steps whose losses are good
         now.sums += torch.where(terms.isfinite().all(), torch.cat([terms, one]), 0.0)
@@ -247,7 +273,7 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
         # --- what it says ---
         meter.add(images=plan.batch_size, data_seconds=waited)
         end_of_epoch = now.step == plan.first_step(epoch + 1)
-        saving = end_of_epoch or _step_to_save(recipe, now.step)
+        saving = end_of_epoch or due_by_step(recipe.checkpoint, now.step)
         stopping = False
         echo.send(now.step, gradients.notes, ok)
         for report in echo.receive(everything=saving):
@@ -264,17 +290,17 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
         if end_of_epoch or (now.step - plan.first_step(epoch)) % config.log_interval == 0:
             *sums, steps = now.sums.tolist()  # waits for the device
             if steps:
-                record = train_record(
-                    [value / steps for value in sums], now.step, epoch=epoch, rate=rate, meter=meter
-                )
+                means = [value / steps for value in sums]
+                record = train_record(means, now.step, epoch=epoch, rate=rates.lr, meter=meter)
                 narrator.say(train_line(record))
                 if log:
                     log.write(record)
 
         # --- what happens between steps ---
         if saving or stopping:
-            share_tensors(model.buffers(), processes)  # equal anyway with SyncBN
-            require_finite_weights(model, now.step)
+            for each in networks(run).values():
+                share_tensors(each.buffers(), processes)  # equal anyway with SyncBN
+            require_finite_weights(run)
             if end_of_epoch:
                 now.sums.zero_()
                 now.pending = epoch
@@ -325,6 +351,11 @@ def _network(recipe: Recipe, data: Data, model: YOLOv3 | None, *, resume: bool) 
     if model is None:
         if recipe.train.init and not resume:
             raise UserError("train.init: give its network as `model`, or use `triscale train`")
+        if recipe.schedule.frozen_epochs and not resume:
+            raise UserError(
+                "schedule.frozen_epochs: a backbone at random has nothing to keep; start from "
+                "weights (--init), or use --set schedule.frozen_epochs=0"
+            )
         seeded = torch.Generator().manual_seed(recipe.train.seed)
         return build_model(recipe.model, len(data.classes), generator=seeded)
     if not same_network(model, skeleton(recipe.model, len(data.classes))):
@@ -335,26 +366,12 @@ def _network(recipe: Recipe, data: Data, model: YOLOv3 | None, *, resume: bool) 
     return model
 
 
-def _require_agreement(run: Run, *, resume: bool) -> None:
-    """UserError in a process that isn't about to do what the main one does."""
-    words = to_dict(lasting(run.recipe))
-    words["data"].pop("path")  # each machine may have its own, and its own hardware
-    for key in ("device", "workers"):
-        words["train"].pop(key)
-    mine = {"resume": resume, "recipe": words, **run.identity}
-    theirs = share_value(mine, run.processes, device=run.device)
-    if theirs != mine:
-        raise UserError(
-            f"{run.folder}: process {run.processes.rank} finds another run folder or other data "
-            "than the main one; all must see the same folders and get the same words"
-        )
-
-
 def _num_shapes(recipe: Recipe) -> int:
     """How many shapes of input the network may be given; parts of a batch differ by a picture."""
     shapes = recipe.augment
     sides = range(shapes.shape_min, shapes.shape_max + 1, shapes.shape_step)
-    return 2 * (len(sides) if shapes.random_shape else 1)
+    modes = 2 if recipe.schedule.frozen_epochs else 1  # the backbone's; each is compiled
+    return 2 * modes * (len(sides) if shapes.random_shape else 1)
 
 
 def _interrupted(run: Run) -> Interrupted:
@@ -363,12 +380,3 @@ def _interrupted(run: Run) -> Interrupted:
     return Interrupted(
         f"stopped after step {run.now.step}; go on with: triscale train --resume {run.folder}"
     )
-
-
-def _step_to_save(recipe: Recipe, step: int) -> bool:
-    every = recipe.checkpoint.every_steps
-    return every > 0 and step % every == 0
-
-
-def _time_to_save(recipe: Recipe, saved_at: float) -> bool:
-    return 0 < recipe.checkpoint.every_minutes * 60 <= time.monotonic() - saved_at

@@ -27,6 +27,7 @@ class Draw(NamedTuple):
     augment: bool = True  # False: only resize, as in validation
     partner: int | None = None  # second image of a mixup
     ratio: float = 1.0  # weight of the first image of a mixup
+    tiles: tuple[int, ...] = ()  # the three other images of a mosaic, which has no partner
 
 
 class Sample(NamedTuple):
@@ -75,28 +76,33 @@ class Predictions(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """One row per padded ground-truth box: the prediction that must match it, and with what."""
+    """One row per padded pair of an object and a prediction: what the prediction must say.
 
-    slot: Tensor  # (B, M) int64 index into N; 0 where weight is 0
-    centre: Tensor  # (B, M, 2) fractional position inside the cell
-    scale: Tensor  # (B, M, 2) log of size over anchor size
-    box_weight: Tensor  # (B, M) 2 - relative area
-    label: Tensor  # (B, M) int64; 0 where weight is 0
-    weight: Tensor  # (B, M) objectness target weight: mixup ratio, 0 for padding and lost cells
+    The reference pairs each object with one prediction: there S is M.
+    """
+
+    slot: Tensor  # (B, S) int64 index into N; 0 where weight is 0
+    centre: Tensor  # (B, S, 2) what the sigmoids of t_x and t_y shall be
+    scale: Tensor  # (B, S, 2) log of size over anchor size
+    box: Tensor  # (B, S, 4) float32 xyxy of the object, in pixels of the network input
+    box_weight: Tensor  # (B, S) 2 - relative area
+    label: Tensor  # (B, S) int64; 0 where weight is 0
+    weight: Tensor  # (B, S) objectness target weight: mixup ratio, 0 for padding and lost cells
 
 
 class Losses(NamedTuple):
-    """The four terms, each a scalar: sum over an image's predictions, mean over the batch."""
+    """The terms, each a scalar: sum over an image's predictions, mean over the batch."""
 
     objectness: Tensor
     centre: Tensor
     scale: Tensor
     classes: Tensor
+    iou: Tensor
 
     @property
     def total(self) -> Tensor:
-        """The quantity that is differentiated: all four with weight 1, as in the reference."""
-        return self.objectness + self.centre + self.scale + self.classes
+        """The quantity that is differentiated: the sum of all."""
+        return self.objectness + self.centre + self.scale + self.classes + self.iou
 
 
 class Detections(NamedTuple):

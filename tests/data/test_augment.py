@@ -445,6 +445,12 @@ def test_mixup_by_hand() -> None:
         ({"shape_interval": 0}, "shape_interval"),
         ({"mixup_off_epochs": -1}, "mixup_off_epochs"),
         ({"mixup_alpha": 0.0}, "mixup_alpha"),
+        ({"mosaic": 1.5}, "augment.mosaic: expected a probability, got 1.5"),
+        ({"mosaic_scale": (0.0, 1.0)}, r"mosaic_scale: .*, both positive, got \[0.0, 1.0\]"),
+        ({"mosaic_scale": (1.0, 0.5)}, "mosaic_scale"),
+        ({"mosaic_scale": (1.0, float("inf"))}, "mosaic_scale"),
+        ({"mosaic_scale": (float("nan"), 1.0)}, "mosaic_scale"),
+        ({"mosaic_off_epochs": -1}, "mosaic_off_epochs: expected at least 0, got -1"),
         ({"expand_ratio": 0.5}, "expand_ratio"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import multiprocessing
 import os
 import resource
@@ -392,6 +393,34 @@ def test_one_goes_on_without(
         assert said[-1].endswith("; pictures are decoded each time")
 
 
+@pytest.mark.parametrize(
+    ("kind", "place", "call"),
+    [
+        ("ram", "os", "ftruncate"),
+        ("ram", "module", "look"),
+        ("ram", "mmap", "mmap"),
+        ("disk", "os", "pwrite"),
+        ("disk", "fcntl", "flock"),
+        ("disk", "mmap", "mmap"),
+    ],
+)
+def test_nothing_stays_open_where_opening_fails(
+    index: Index, monkeypatch: pytest.MonkeyPatch, kind: Kind, place: str, call: str
+) -> None:
+    owner: Any = module if place == "module" else getattr(module, place)
+    original = getattr(owner, call)
+
+    def fail(*words: Any, **named: Any) -> Any:
+        if call == "flock" and words[1] != module.fcntl.LOCK_SH:  # the folder's own lock
+            return original(*words)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(owner, call, fail)
+    before = os.listdir("/proc/self/fd")
+    assert opened(index, kind) is None
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_memory_needs_linux(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(UserError, match=r"use data\.cache=disk$"):
@@ -428,6 +457,24 @@ def test_old_files_make_room(index: Index, folder: Path) -> None:
     touch(Path(index.paths[0]))
     opened(two, "disk", pages=8)  # what it replaces goes first, though used later
     assert [path.name for path in files(folder) if path.name in (*names, old.name)] == names[:1]
+
+
+def test_samples_keep_their_files(index: Index, folder: Path) -> None:
+    """Runs with other samples, or none, don't take each other's pictures away."""
+    config = DataConfig(cache="disk", cache_gib=1)
+    for _ in range(2):
+        kept: list[bool] = []
+        for count, split in ((2, (3, 1)), (2, (0, 2)), (3, (1, 0, 2)), (0, (0, 1, 2, 3))):
+            sample = index.select(np.array(split))
+            (decoded,) = open_decoded([sample], replace(config, num_samples=count), say=[].append)
+            assert decoded is not None
+            kept += epoch(sample, decoded, [pictures()[i] for i in split])
+            del decoded
+    assert kept == [True] * 11
+    assert len(files(folder)) == 4
+    touch(Path(index.paths[1]))
+    opened(index, "disk")
+    assert len(files(folder)) == 4, "the whole split's file is replaced, samples stay"
 
 
 # --- other processes -----------------------------------------------------------------------------
@@ -559,9 +606,19 @@ def test_memory_of_this_machine() -> None:
     assert 0 < free_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_bound_is_not_negative() -> None:
-    with pytest.raises(UserError, match=r"^data\.cache_gib: expected at least 0, got -1"):
-        DataConfig(cache_gib=-1)
+@pytest.mark.parametrize("bound", [-1, -math.inf, math.nan])
+def test_bounds_that_are_none(bound: float) -> None:
+    with pytest.raises(UserError, match=rf"^data\.cache_gib: expected at least 0, got {bound}$"):
+        DataConfig(cache_gib=bound)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("bound", "kept"), [(5e-324, False), (1e300, True), (1.7e308, True)])
+def test_bounds_without_measure(index: Index, kind: Kind, bound: float, kept: bool) -> None:
+    (decoded,) = open_decoded([index], DataConfig(cache=kind, cache_gib=bound), say=[].append)
+    assert decoded is not None
+    epoch(index, decoded)
+    assert epoch(index, decoded) == [kept] * 4
 
 
 def test_where_one_stands_names_nothing(

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.data.tiny import make_sample, noise, write_index
-from triscale.data.augment import AugmentConfig
+from triscale.data.augment import AugmentConfig, View, apply_view
 from triscale.data.index import Index
 from triscale.data.loader import DrawDataset, collate, load, make_loader, pad, read, stack
+from triscale.data.pictures import read_picture
 from triscale.data.plan import Plan, PlanSampler, validation_draws
 from triscale.errors import UserError
 from triscale.pixels import InputConfig, network_input
-from triscale.types import Batch, Draw
+from triscale.types import Batch, Draw, Sample
 
 # What a mixup leaves if nothing else is random: the mix, resized.
 STILL = AugmentConfig(
@@ -124,6 +125,51 @@ def test_mixup_reaches_the_workers_and_ends_there_in_time(flat: Index, workers: 
             assert torch.unique(picture).tolist() == [int(level)]
             assert labels.tolist() == [draw.index, draw.partner]
             np.testing.assert_allclose(weights, [draw.ratio, 1 - draw.ratio], rtol=1e-6)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_mosaics_are_the_same_with_workers(index: Index, fast: bool) -> None:
+    config = replace(SHAPES, fast_resize=fast, mosaic=0.6, mosaic_off_epochs=1)
+    alone = batches(index, config, workers=0)
+    for workers in (1, 3):
+        assert_equal(batches(index, config, workers=workers), alone)
+    plan = Plan(len(index), 4, 3, seed=3, size=32, augment=config)
+    draws = [plan.draws(step) for step in range(plan.steps)]
+    # without what the loader keeps of the pictures before
+    assert_equal([collate([read(index, d, config) for d in batch]) for batch in draws], alone)
+    tiled = [any(draw.tiles for draw in batch) for batch in draws]
+    assert tiled == [plan.epoch_of(step) < 2 for step in range(plan.steps)]
+
+
+def test_mosaics_reach_the_workers(flat: Index) -> None:
+    config = replace(STILL, mixup=False, mosaic=1, mosaic_off_epochs=1)
+    plan = Plan(len(flat), 4, 3, seed=3, size=32, augment=config)
+    for step, batch in enumerate(batches(flat, config, workers=2)):
+        for draw, picture, labels in zip(plan.draws(step), batch.images, batch.labels, strict=True):
+            shown = {draw.index, *draw.tiles}
+            assert len(draw.tiles) == 3 * (plan.epoch_of(step) < 2)
+            assert set(torch.unique(picture).tolist()) == {40 * image for image in shown}
+            assert set(labels.tolist()) - {-1} == shown
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_mosaics_pictures_are_decoded_once(
+    tmp_path: Path, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [noise(100, 100, seed=i) for i in range(16)]
+    index = write_index(tmp_path, pictures, [[]] * 16)
+    read_before: list[tuple[Path, int]] = []
+
+    def count(path: Path, *, reduction: int) -> NDArray[np.uint8]:
+        read_before.append((path, reduction))
+        return read_picture(path, reduction=reduction)
+
+    monkeypatch.setattr("triscale.data.loader.read_picture", count)
+    config = AugmentConfig(random_shape=False, mosaic=1, mosaic_off_epochs=0, fast_resize=fast)
+    plan = Plan(16, 16, 1, seed=0, size=64, augment=config)
+    list(make_loader(index, PlanSampler(plan, start=0, stop=1), config=config, workers=0))
+    assert len(set(read_before)) == len(read_before) >= 16
+    assert {reduction for _, reduction in read_before} == ({1, 2} if fast else {1})
 
 
 @pytest.mark.golden
@@ -273,6 +319,34 @@ def test_a_bad_partner_is_named(flat: Index) -> None:
     draws = [[Draw(1, (32, 32), 0, partner=4, ratio=0.5)]]
     with pytest.raises(UserError, match=f"^{path}: "):
         list(make_loader(flat, draws, config=STILL, workers=2))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_tile_is_named_alone(flat: Index, workers: int) -> None:
+    path = Path(flat.paths[4])
+    spoil(path, "missing")
+    draws = [[Draw(1, (32, 32), 0, tiles=(2, 4, 3))]]
+    config = replace(STILL, mosaic=1)
+    with pytest.raises(UserError, match=f"^{path}: (?!.*mixed)"):
+        list(make_loader(flat, draws, config=config, workers=workers))
+
+
+@pytest.mark.parametrize("bug", [KeyError("no"), cv2.error("no")])
+def test_a_tile_that_fails_is_named_alone(
+    flat: Index, bug: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(sample: Sample, view: View) -> Sample:
+        if sample.image_id == 4:
+            raise bug
+        return apply_view(sample, view)
+
+    monkeypatch.setattr("triscale.data.loader.apply_view", fail)
+    draws = [[Draw(1, (32, 32), 0, tiles=(2, 4, 3))]]
+    with pytest.raises((UserError, KeyError)) as caught:
+        list(make_loader(flat, draws, config=replace(STILL, mosaic=1), workers=0))
+    text = str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
+    assert flat.paths[4] in text
+    assert "mixed" not in text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals do not say who sent them")

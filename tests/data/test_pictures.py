@@ -6,9 +6,12 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from triscale.data.pictures import picture_size, picture_sizes, read_picture, reduced
@@ -97,6 +100,22 @@ def test_orientation_is_applied_as_pillow_does(
     assert picture_size(path) == ours.shape[:2] == upright.shape[:2]
     assert ours.dtype == np.uint8
     assert np.abs(ours.astype(int) - upright).max() <= (3 if format == "JPEG" else 0)
+
+
+def test_what_opencv_turns_by_itself_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 4.13 it left WebP as stored."""
+    path, decode = tmp_path / "a", cv2.imdecode
+    path.write_bytes(encoded("WEBP", orientation=6))
+    expected = read_picture(path)
+
+    def older(data: NDArray[np.uint8], mode: int) -> Any:
+        return decode(data, mode | cv2.IMREAD_IGNORE_ORIENTATION)
+
+    monkeypatch.setattr(cv2, "imdecode", older)
+    assert expected.shape == (30, 20, 3)
+    np.testing.assert_array_equal(read_picture(path), expected)
 
 
 def test_exif_behind_the_pixels_of_a_png(tmp_path: Path) -> None:

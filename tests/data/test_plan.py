@@ -19,6 +19,7 @@ from triscale.types import Draw
 
 PLAIN = AugmentConfig(random_shape=False)
 MIXUP = AugmentConfig(random_shape=False, mixup=True, mixup_off_epochs=2)
+MOSAIC = AugmentConfig(random_shape=False, mosaic=1.0, mosaic_off_epochs=1)
 PLAN = Plan(num_images=23, batch_size=4, epochs=4, seed=5, size=96, augment=PLAIN)
 SIZES = list(range(320, 609, 32))  # the reference's ten
 
@@ -105,7 +106,8 @@ def test_no_epochs_no_steps() -> None:
 
 
 def test_resume_gives_the_same_draws() -> None:
-    plan = replace(PLAN, augment=replace(MIXUP, random_shape=True, shape_interval=3))
+    shapes = replace(MIXUP, random_shape=True, shape_interval=3, mosaic=0.5, mosaic_off_epochs=1)
+    plan = replace(PLAN, augment=shapes)
     whole = list(PlanSampler(plan, start=0, stop=plan.steps))
     for start in range(plan.steps + 1):
         rest = PlanSampler(replace(plan), start=start, stop=plan.steps)
@@ -137,7 +139,7 @@ def test_seeds_decide_and_samples_are_independent() -> None:
 
 
 def test_random_streams_differ_by_each_word() -> None:
-    words = list(itertools.product((0, 1, 233), range(5), (0, 1, 2, 2**40)))
+    words = list(itertools.product((0, 1, 233), range(6), (0, 1, 2, 2**40)))
     assert len({float(generator(*w).random()) for w in words}) == len(words)
     assert generator(3, 4).random() == generator(3, 4).random()
 
@@ -189,6 +191,63 @@ def test_mixup_ends_before_the_last_epochs() -> None:
 def test_a_single_picture_has_no_partner() -> None:
     plan = replace(PLAN, num_images=1, epochs=40, augment=MIXUP)
     assert {draw.partner for draw in all_draws(plan)} == {None}
+
+
+def test_mosaics_end_before_the_last_epochs() -> None:
+    plan = replace(PLAN, augment=MOSAIC)
+    for step in range(plan.steps):
+        tiles = [len(draw.tiles) for draw in plan.draws(step)]
+        assert tiles == [3 * (plan.epoch_of(step) < 3)] * 4
+    plain = all_draws(replace(plan, augment=PLAIN))  # mosaics change nothing else
+    assert [draw._replace(tiles=()) for draw in all_draws(plan)] == plain
+    longer = replace(plan, augment=replace(MOSAIC, mosaic_off_epochs=4))
+    assert all_draws(longer) == plain
+
+
+def test_a_mosaic_is_not_mixed() -> None:
+    mixup = replace(MIXUP, mixup_off_epochs=0)
+    both = replace(mixup, mosaic=0.3, mosaic_off_epochs=2)
+    plan = replace(PLAN, num_images=1000, augment=both)
+    mixed = all_draws(replace(plan, augment=mixup))
+    tiled = 0
+    for draw, expected in zip(all_draws(plan), mixed, strict=True):
+        tiled += bool(draw.tiles)
+        if draw.tiles:
+            assert draw == expected._replace(partner=None, ratio=1.0, tiles=draw.tiles)
+        else:
+            assert draw == expected
+    assert abs(tiled / 2000 - 0.3) < 0.05  # of the first two epochs; five standard errors
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 3, 16, 50])
+def test_tiles_are_neighbours_in_the_run(num_images: int) -> None:
+    plan = replace(PLAN, num_images=num_images, epochs=400 // num_images, augment=MOSAIC)
+    draws = all_draws(plan)[: 300 // 16 * 16]
+    if num_images == 1:
+        assert not any(draw.tiles for draw in draws)
+        return
+    order = np.array([draw.index for draw in all_draws(plan)])
+    for position, draw in enumerate(draws):
+        start = position // 16 * 16
+        assert set(draw.tiles) <= set(order[start : start + 16].tolist())
+        if start // num_images == (start + 15) // num_images:  # no border of epochs
+            assert len({draw.index, *draw.tiles}) == 4
+
+
+def test_each_neighbour_is_as_likely() -> None:
+    plan = replace(PLAN, num_images=16, batch_size=16, epochs=1000, augment=MOSAIC)
+    counts = np.zeros((3, 16, 16), int)
+    for step in range(990):
+        draws = plan.draws(step)
+        place = {draw.index: p for p, draw in enumerate(draws)}
+        for own, draw in enumerate(draws):
+            for tile, other in enumerate(draw.tiles):
+                counts[tile, own, place[other]] += 1
+    others = counts[:, ~np.eye(16, dtype=bool)]
+    assert others.sum() == counts.sum() == 3 * 16 * 990
+    # 66 each, standard deviation 7.8
+    assert others.min() > 66 - 40
+    assert others.max() < 66 + 40
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import tarfile
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -182,6 +183,22 @@ def test_a_score_that_is_not_a_number_is_the_last() -> None:
     scores = np.array([math.nan, -1, math.nan, 2], np.float32) * np.float32([1, 1, -1, 1])
     found = PackedDetections(np.zeros(4, int), np.zeros((4, 4)), scores, np.zeros(4, int))
     assert _by_class_best_first(found, 1).tolist() == [3, 1, 0, 2]
+
+
+def test_memory_grows_with_the_objects_only() -> None:
+    """Not with pictures times classes, here 3 GB; the result is by hand."""
+    num_classes, pictures = 100_000, 4_000
+    boxes = np.tile(np.array([[0.0, 0, 10, 10]]), (pictures, 1))
+    images, labels = np.arange(pictures) * 7 - 5000, np.arange(pictures) * 20
+    none = np.zeros(pictures, np.bool_)
+    truth = PackedTruth(images, boxes, labels, none, none, np.zeros(pictures))
+    found = PackedDetections(images, boxes, np.ones(pictures), np.where(images % 2, labels, 5))
+    tracemalloc.start()
+    result = voc_ap(found, truth, num_classes=num_classes)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert result.mean == pytest.approx(0.5)
+    assert most < 20e6
 
 
 def test_pack_detections() -> None:

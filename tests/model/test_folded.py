@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from triscale.anchors import YOLO3_ANCHORS, make_grid
 from triscale.decode import DecodeConfig, detect
 from triscale.model import folded
 from triscale.model.darknet import Darknet
-from triscale.model.folded import DTYPES, FoldedCell, faster_precision, fold
+from triscale.model.folded import DTYPES, FoldedCell, faster_precision, fold, speed_up
 from triscale.model.layers import ConvCell, yolo3_head
 from triscale.model.yolo import ModelConfig, YOLOv3, build_model, init_weights
 from triscale.pixels import network_input
@@ -138,16 +140,33 @@ def test_kernels_that_are_not_ours_are_tried_first(
         folded._can_fuse.cache_clear()
 
 
-@pytest.mark.parametrize(("half", "expected"), [(0.8, "bf16"), (0.9, "fp32"), (20, "fp32")])
+@pytest.mark.parametrize(("gain", "expected"), [(1.25, "bf16"), (1.19, "fp32"), (0.05, "fp32")])
 def test_half_precision_must_be_worth_it(
-    half: float, expected: str, monkeypatch: pytest.MonkeyPatch
+    gain: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def seconds(cell: FoldedCell, x: Tensor) -> float:
-        assert x.dtype == cell.dtype
-        return half if cell.dtype == torch.bfloat16 else 1.0
+    def timed(before: Callable[[], Tensor], after: Callable[[], Tensor], **_: object) -> float:
+        assert [call().dtype for call in (before, after)] == [*DTYPES.values()]
+        return gain
 
-    monkeypatch.setattr(folded, "_seconds", seconds)
+    monkeypatch.setattr(folded, "speed_up", timed)
     assert faster_precision(torch.device("cpu")) == expected
+
+
+def test_speed_is_a_ratio_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of 2 and 1, 6 and 3, 4 and 5 seconds: the first warms up, of the rest the best."""
+    now, called = 0.0, list[str]()
+    durations = iter([2.0, 1.0, 6.0, 3.0, 4.0, 5.0])
+
+    def work(name: str) -> None:
+        nonlocal now
+        now += next(durations)
+        called.append(name)
+
+    monkeypatch.setattr(folded.time, "perf_counter", lambda: now)
+    before, after = (partial(work, name) for name in ("before", "after"))
+    gain = speed_up(before, after, device=torch.device("cpu"), rounds=2)
+    assert gain == pytest.approx(4 / 3)
+    assert called == ["before", "after"] * 3
 
 
 def test_detections_of_real_pictures(shared: Path) -> None:

@@ -184,6 +184,15 @@ def test_forms_that_mean_the_same(old: str, new: str, tmp_path: Path) -> None:
     assert read(tmp_path, text.replace(old, new)) == network(TINY)
 
 
+def test_grid_sensitive_decoding(tmp_path: Path) -> None:
+    text = text_of(TINY)
+    other = replace(TINY, scale_x_y=1.05)
+    assert read(tmp_path, text.replace("classes=3", "classes=3\nscale_x_y=1.05")) == network(other)
+    assert read(tmp_path, text_of(other)) == network(other)
+    with pytest.raises(UserError, match=r"the same in all \[yolo\], found scale_x_y=1$"):
+        read(tmp_path, text.replace("classes=3", "classes=3\nscale_x_y=1.05", 1))
+
+
 def test_comments_in_any_encoding(tmp_path: Path) -> None:
     text = "# für\n".encode("latin-1") + text_of(TINY).encode()
     assert read(tmp_path, text) == network(TINY)
@@ -265,7 +274,8 @@ TINY_TEXT_CASES = [  # what, by what, the message
     ("classes=3", "classes=9999999999", "classes: expected a whole number, found '9999999999'"),
     ("classes=3", "classes=0", "\\[yolo\\]: expected at least one class, found classes=0"),
     ("classes=3", "classes=4", "layer 15: .* expected filters=27, found filters=24"),
-    ("classes=3", "classes=3\nscale_x_y=1.05", "expected scale_x_y=1.0, found scale_x_y=1.05"),
+    ("classes=3", "classes=3\nscale_x_y=0.5", "a scale_x_y from 1 to 3, .*found scale_x_y=0.5"),
+    ("classes=3", "classes=3\nscale_x_y=nan", "scale_x_y: expected a number, found 'nan'"),
     ("classes=3", "classes=3\nnew_coords=1", "layer 16: .* expected new_coords=0"),
     ("classes=3", "classes=3\nmap=x", "\\[yolo\\] map: unknown key"),
     ("num=6", "num=9", "\\[yolo\\]: expected num=9 anchors, found 6 pairs"),

@@ -6,6 +6,7 @@ The networks are large, so most tests exchange arrays that repeat one number, wi
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -341,6 +342,10 @@ def part(weights: Weights) -> Weights:
             r"\.params: expected a network that GluonCV has too, found YOLOv3-spp$",
         ),
         (
+            blank(replace(SMALL, scale_x_y=2.0), 2),
+            r"\.params: expected a network that GluonCV has too, found one trained with model\.sca",
+        ),
+        (
             part(blank(SMALL, 2)),
             r"2 tensors do not fit mobilenet0.1, the first is 'yolo_outputs.1.prediction.weight': "
             r"expected shape \(21, 256, 1, 1\), found none",
@@ -348,7 +353,7 @@ def part(weights: Weights) -> Weights:
         (blank(SMALL, 2, classes=("a",)), r"6 tensors .*expected shape \(18, .*shape \(21,"),
         (blank(SMALL, 2, classes=()), r"'head.blocks.* expected none"),
     ],
-    ids=["tiny", "spp", "a part", "other classes", "no classes"],
+    ids=["tiny", "spp", "scale_x_y", "a part", "other classes", "no classes"],
 )
 def test_what_gluoncv_has_no_file_for(weights: Weights, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):

@@ -62,9 +62,12 @@ class AugmentConfig:
     mixup: bool = False
     mixup_alpha: float = 1.5  # ratio ~ Beta(alpha, alpha)
     mixup_off_epochs: int = 20  # no mixup in this many last epochs
+    mosaic: float = 0.0  # probability; what is a mosaic is neither expanded nor cropped nor mixed
+    mosaic_scale: tuple[float, float] = (0.5, 1.5)  # least and largest zoom; 1: pictures just fit
+    mosaic_off_epochs: int = 10  # no mosaics in this many last epochs
 
     def __post_init__(self) -> None:
-        for name in ("colour", "expand", "flip"):
+        for name in ("colour", "expand", "flip", "mosaic"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(
                     f"augment.{name}: expected a probability, got {getattr(self, name)}"
@@ -85,6 +88,15 @@ class AugmentConfig:
             raise UserError("augment.shape_interval, mixup_off_epochs: expected >= 1 and >= 0")
         if not 0 < self.mixup_alpha < math.inf or not 1 <= self.expand_ratio < math.inf:
             raise UserError("augment.mixup_alpha, expand_ratio: expected > 0 and >= 1, finite")
+        if not 0 < self.mosaic_scale[0] <= self.mosaic_scale[1] < math.inf:
+            raise UserError(
+                "augment.mosaic_scale: expected the least and the largest zoom, both positive, got "
+                f"{list(self.mosaic_scale)}"
+            )
+        if self.mosaic_off_epochs < 0:
+            raise UserError(
+                f"augment.mosaic_off_epochs: expected at least 0, got {self.mosaic_off_epochs}"
+            )
 
 
 class View(NamedTuple):

@@ -24,8 +24,8 @@ import re
 import shutil
 import sys
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from triscale.files import cache_folder, naming, remove_leftovers, replace_atomi
 FORMAT = 1  # of the layout, and of what decoding gives
 GIB = 2**30
 _PAGE = 4096  # bytes; of the layout, whatever the machine's own are
+_MOST = 1 << 62  # bytes; files can't be longer
 _FULL = 512  # position of the byte that tells all processes that there is no more room
 _POPULATE_READ = 22  # madvise(2), since Linux 5.14
 
@@ -190,12 +191,12 @@ def open_decoded(
         return [None] * len(indices)
     if config.cache == "ram" and sys.platform != "linux":
         raise UserError("data.cache=ram: only Linux has such memory; use data.cache=disk")
-    limit = math.ceil(config.cache_gib * GIB)
+    limit = math.ceil(min(config.cache_gib * GIB, _MOST))
     try:
         if config.cache == "ram":
             made = _in_memory(asked, (limit or free_memory() // 2) // processes)
         else:
-            made = _on_disk(asked, limit)
+            made = _on_disk(asked, limit, num_samples=config.num_samples)
     except (OSError, ValueError) as error:  # ValueError: no home, or a file that is being cut
         say(f"warning: data.cache={config.cache}: {error}; pictures are decoded each time")
         return [None] * len(indices)
@@ -210,15 +211,26 @@ def _in_memory(indices: Sequence[Index], room: int) -> list[DecodedPictures]:
     made: list[DecodedPictures] = []
     for index in indices:
         start, end = places(index)[[0, -1]].tolist()
+        states = look(index.paths)
         descriptor = os.memfd_create("decoded pictures")
-        os.ftruncate(descriptor, end)
+        with _closed_on_error(descriptor):
+            os.ftruncate(descriptor, end)
         limit = min(end - start, room)
         room -= limit
-        made.append(DecodedPictures(index, look(index.paths), descriptor, limit=limit))
+        made.append(DecodedPictures(index, states, descriptor, limit=limit))
     return made
 
 
-def _on_disk(indices: Sequence[Index], limit: int) -> list[DecodedPictures]:
+@contextmanager
+def _closed_on_error(descriptor: int) -> Generator[None]:
+    try:
+        yield
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _on_disk(indices: Sequence[Index], limit: int, *, num_samples: int) -> list[DecodedPictures]:
     """A file for each split, found again by all that decides its content."""
     folder = cache_folder() / "decoded"
     folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +239,10 @@ def _on_disk(indices: Sequence[Index], limit: int) -> list[DecodedPictures]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         remove_leftovers(folder)
         states = [look(index.paths) for index in indices]
-        paths = [folder / _name(index, state) for index, state in zip(indices, states, strict=True)]
+        paths = [
+            folder / _name(index, state, sample=len(index) == num_samples)
+            for index, state in zip(indices, states, strict=True)
+        ]
         wanted = {p: int(np.ptp(places(index))) for p, index in zip(paths, indices, strict=True)}
         room = _make_room(folder, wanted, limit)
         for index, state, path in zip(indices, states, paths, strict=True):
@@ -238,13 +253,19 @@ def _on_disk(indices: Sequence[Index], limit: int) -> list[DecodedPictures]:
     return made
 
 
-def _name(index: Index, states: NDArray[np.int64]) -> str:
-    """<the split>-<all that decides what its file holds>.rgb"""
+def _name(index: Index, states: NDArray[np.int64], *, sample: bool) -> str:
+    """<the split>-<all that decides what its file holds>.rgb
+
+    Files of one split replace each other. A sample of the pictures is a split of its own, or runs
+    with different samples would take each other's files away.
+    """
     # Relative paths depend on where one stands.
     ends = [os.path.abspath(index.paths[i]) for i in (0, -1) if len(index)]
     folder = os.path.commonpath(ends) if ends else ""
     split = hashlib.sha256(repr((folder, index.name)).encode())
     content = hashlib.sha256(repr((FORMAT, __version__, cv2.__version__, folder)).encode())
+    for array in (index.paths.data, index.paths.ends) if sample else ():
+        split.update(np.ascontiguousarray(array).data)
     for array in (index.paths.data, index.paths.ends, index.sizes, states):
         content.update(np.ascontiguousarray(array).data)
     return f"{split.hexdigest()[:16]}-{content.hexdigest()}.rgb"
@@ -256,28 +277,30 @@ def _opened(path: Path, starts: NDArray[np.int64], limit: int) -> int:
     As long as it is open in any process, the file counts as in use.
     """
     head, size = f"decoded pictures {path.name}\n".encode(), int(starts[-1])
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        good = os.pread(descriptor, len(head), 0) == head and os.fstat(descriptor).st_size == size
-    except FileNotFoundError:
-        descriptor, good = -1, False
-    if not good:
-        if descriptor >= 0:
-            os.close(descriptor)
 
-        def write(temporary: Path) -> None:
-            temporary.write_bytes(head)
-            os.truncate(temporary, size)
+    def make(temporary: Path) -> None:
+        temporary.write_bytes(head)
+        os.truncate(temporary, size)
 
-        replace_atomically(path, write)
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    if not _is_whole(path, head, size):
+        replace_atomically(path, make)
     most = int(starts[0]) + limit
     if _bytes_of(path) > most and not in_use(path):  # once there was more room
         os.truncate(path, most)
         os.truncate(path, size)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    os.pwrite(descriptor, b"\0", _FULL)  # this run tries again; the file is the one used last
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    with _closed_on_error(descriptor):
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        os.pwrite(descriptor, b"\0", _FULL)  # this run tries again; the file is the one used last
     return descriptor
+
+
+def _is_whole(path: Path, head: bytes, size: int) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(head)) == head and os.fstat(file.fileno()).st_size == size
+    except FileNotFoundError:
+        return False
 
 
 def _make_room(folder: Path, wanted: Mapping[Path, int], limit: int) -> int:

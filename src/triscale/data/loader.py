@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from triscale.data.augment import AugmentConfig, apply_view, draw_view, val_tran
 from triscale.data.cut import mix
 from triscale.data.decoded import DecodedPictures
 from triscale.data.index import Index
+from triscale.data.mosaic import draw_tiles, join_tiles
 from triscale.data.pictures import picture_size, read_picture, reduced
+from triscale.data.recent import RecentPictures
 from triscale.data.watch import TICK, Places, end, next_batch, no_alarm, start_worker
 from triscale.errors import UserError
 from triscale.pixels import Fit
@@ -33,6 +36,7 @@ def load(
     *,
     places: Places | None = None,
     decoded: DecodedPictures | None = None,
+    recent: RecentPictures | None = None,
     reduction: int = 1,
 ) -> Sample:
     """An image of the index as it is on disk, with its labels; `places` learns of it first.
@@ -45,6 +49,8 @@ def load(
         decoded = None
     height, width = index.sizes[image].tolist()
     pixels = decoded.get(image) if decoded else None
+    if pixels is None and recent:
+        pixels = recent.get(image, reduction=reduction)
     if pixels is None:
         path = Path(index.paths[image])
         pixels = read_picture(path, reduction=reduction)
@@ -56,6 +62,8 @@ def load(
             )
         if decoded:
             decoded.put(image, pixels)
+        if recent:
+            recent.put(image, pixels, reduction=reduction)
     rows = index.objects(image)
     return Sample(
         image=pixels,
@@ -77,20 +85,30 @@ def read(
     fit: Fit = "stretch",
     places: Places | None = None,
     decoded: DecodedPictures | None = None,
+    recent: RecentPictures | None = None,
 ) -> Sample:
     """The sample that a draw describes: a pure function of its arguments and the files."""
+    fetch = partial(load, index, places=places, decoded=decoded, recent=recent)
     if not draw.augment:
-        sample = load(index, draw.index, places=places, decoded=decoded)
-        return val_transform(sample, draw.size, fit=fit)
-    images = [draw.index] if draw.partner is None else [draw.index, draw.partner]
-    boxes = np.concatenate([index.boxes[index.objects(image)] for image in images])
-    height, width = index.sizes[images].max(0).tolist()
+        return val_transform(fetch(draw.index), draw.size, fit=fit)
+    images = [draw.index, *draw.tiles]
+    if draw.partner is not None:
+        images.append(draw.partner)
+    boxes = [index.boxes[index.objects(image)] for image in images]
     rng = np.random.Generator(np.random.PCG64(draw.seed))
-    view = draw_view(rng, (height, width), boxes, size=draw.size, config=config, reduce=True)
-    first, *others = (
-        load(index, image, places=places, decoded=decoded, reduction=view.reduction)
-        for image in images
-    )
+    if draw.tiles:
+        sizes = [(height, width) for height, width in index.sizes[images].tolist()]
+        tiles: list[Sample] = []
+        views = draw_tiles(rng, sizes, boxes, size=draw.size, config=config)
+        for image, view in zip(images, views, strict=True):
+            if places:
+                places.leave()  # what fails now has nothing to do with the tile before
+            tiles.append(apply_view(fetch(image, reduction=view.reduction), view))
+        return join_tiles(tiles)
+    height, width = index.sizes[images].max(0).tolist()
+    all_boxes = np.concatenate(boxes)
+    view = draw_view(rng, (height, width), all_boxes, size=draw.size, config=config, reduce=True)
+    first, *others = (fetch(image, reduction=view.reduction) for image in images)
     return apply_view(mixed(first, others[0], draw.ratio) if others else first, view)
 
 
@@ -150,6 +168,8 @@ class DrawDataset(Dataset[Sample | UserError]):
         self._index, self._config, self._decoded = index, config, decoded
         self._fit: Fit = fit
         self._places = places or Places(index, 0)
+        # without mosaics no picture is asked for twice
+        self._recent = RecentPictures() if config.mosaic else None
 
     def __getitem__(self, draw: Draw) -> Sample | UserError:
         try:
@@ -160,6 +180,7 @@ class DrawDataset(Dataset[Sample | UserError]):
                 fit=self._fit,
                 places=self._places,
                 decoded=self._decoded,
+                recent=self._recent,
             )
         except UserError as error:
             return error

@@ -39,16 +39,20 @@ _HEADER_ERRORS = (
     *(OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError),
     *(struct.error, SyntaxError, EOFError, Image.DecompressionBombError),
 )
+# As stored: OpenCV turns WebP since 4.13 only (pull request 27503), and may read EXIF differently.
+_WHOLE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 # OpenCV's modes have a bit for BGR that contradicts the one for RGB.
 _REDUCED = {
-    1: cv2.IMREAD_COLOR_RGB,
-    2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    4: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    1: _WHOLE,
+    2: _WHOLE | cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: _WHOLE | cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: _WHOLE | cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 0x0112
+# cv2.flip's code for what is to be mirrored, after rows and columns were swapped for 5..8
+_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # these three are tables
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
@@ -78,15 +82,15 @@ def read_picture(path: Path, *, reduction: int = 1) -> NDArray[np.uint8]:
         raise UserError(f"{path}: the JPEG is cut short (no end-of-image marker)")
     # What is turned after it was reduced would have its incomplete squares at the wrong side.
     early = jpeg and orientation in (0, 1)
-    mode = _REDUCED[reduction] if early else cv2.IMREAD_COLOR_RGB
+    mode = _REDUCED[reduction] if early else _WHOLE
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     except cv2.error as error:
         raise UserError(f"{path}: the picture can't be decoded ({error.err})") from error
     if image is None:  # pyright: ignore[reportUnnecessaryComparison]  # OpenCV's stub is wrong
         raise UserError(f"{path}: the picture can't be decoded (corrupt, or not a picture)")
-    if image.shape[:2] != (reduced(size, reduction) if early else size):
-        # a damaged EXIF block that OpenCV and we read differently
+    image = _upright(image, orientation)
+    if image.shape[:2] != (reduced(size, reduction) if early else size):  # a damaged header
         raise UserError(f"{path}: decodes to (height, width) {image.shape[:2]}, header says {size}")
     return np.asarray(image if early else _averaged(image, reduction), np.uint8)
 
@@ -94,6 +98,14 @@ def read_picture(path: Path, *, reduction: int = 1) -> NDArray[np.uint8]:
 def reduced(size: tuple[int, int], reduction: int) -> tuple[int, int]:
     """What (height, width) becomes when `reduction` rows and columns become one."""
     return -(-size[0] // reduction), -(-size[1] // reduction)
+
+
+def _upright(image: MatLike, orientation: int) -> MatLike:
+    """A picture as it was stored, turned as TIFF 6.0 (page 36) and EXIF define orientations."""
+    if orientation in (5, 6, 7, 8):
+        image = cv2.transpose(image)
+    flip = _FLIPS.get(orientation)
+    return image if flip is None else cv2.flip(image, flip, image)  # in its place
 
 
 def _averaged(image: MatLike, reduction: int) -> MatLike:

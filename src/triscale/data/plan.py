@@ -20,7 +20,12 @@ from triscale.data.augment import AugmentConfig
 from triscale.types import Draw
 
 # The first word after the seed keeps the streams of different decisions apart.
-_ORDER, _SAMPLE, _MIXUP, _SHAPE, _SUBSET = range(5)
+_ORDER, _SAMPLE, _MIXUP, _SHAPE, _SUBSET, _MOSAIC = range(6)
+
+
+# A mosaic's pictures are shown within so many samples, so that a process that keeps the last few
+# pictures decodes each about once.
+_NEIGHBOURS = 16
 
 
 def generator(seed: int, *words: int) -> np.random.Generator:
@@ -76,20 +81,35 @@ class Plan:
     def draws(self, step: int) -> list[Draw]:
         """The samples of a step, in order."""
         size = self.size_of(step)
-        mixed = self.augment.mixup and (
-            self.epoch_of(step) < self.epochs - self.augment.mixup_off_epochs
-        )
+        left = self.epochs - self.epoch_of(step)  # epochs, this one included
+        mosaic = self.augment.mosaic if left > self.augment.mosaic_off_epochs else 0.0
+        mixed = self.augment.mixup and left > self.augment.mixup_off_epochs
         start = step * self.batch_size
         return [
-            self._draw(position, size, mixed) for position in range(start, start + self.batch_size)
+            self._draw(position, size, mosaic=mosaic, mixed=mixed)
+            for position in range(start, start + self.batch_size)
         ]
 
-    def _draw(self, position: int, size: tuple[int, int], mixed: bool) -> Draw:
+    def _image(self, position: int) -> int:
         epoch, place = divmod(position, self.num_images)
-        index = int(_order(self.num_images, self.seed, epoch)[place])
+        return int(_order(self.num_images, self.seed, epoch)[place])
+
+    def _draw(self, position: int, size: tuple[int, int], *, mosaic: float, mixed: bool) -> Draw:
+        index = self._image(position)
         words = np.random.SeedSequence([self.seed, _SAMPLE, position]).generate_state(1, np.uint64)
         draw = Draw(index, size, int(words[0]))
-        if not mixed or self.num_images < 2:
+        if self.num_images < 2:
+            return draw
+        if mosaic:
+            rng = generator(self.seed, _MOSAIC, position)
+            if rng.random() < mosaic:  # and no mixup: more than four pictures hide each other
+                # Of the block of neighbours that it lies in: they are another epoch's in part if
+                # it holds a border, and the same picture where there are fewer than a block.
+                start, own = divmod(position, _NEIGHBOURS)
+                ahead = 1 + rng.choice(_NEIGHBOURS - 1, 3, replace=False)
+                others = start * _NEIGHBOURS + (own + ahead) % _NEIGHBOURS
+                return draw._replace(tiles=tuple(map(self._image, others.tolist())))
+        if not mixed:
             return draw
         rng = generator(self.seed, _MIXUP, position)
         ratio = float(rng.beta(self.augment.mixup_alpha, self.augment.mixup_alpha))

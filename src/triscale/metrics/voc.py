@@ -129,20 +129,19 @@ def _best_objects(
 ) -> NDArray[np.int64]:
     """The object that each detection is matched to, or -1: (D,)."""
     best = np.full(len(detections.images), -1, np.int64)
+    if len(truth.images) == 0:
+        return best
     images, of_image = np.unique(truth.images, return_inverse=True)  # their numbers have gaps
     # One number per (image, class): the objects of equal number lie side by side once sorted.
     group = of_image * num_classes + truth.labels
     by_group = np.argsort(group, kind="stable")
-    counts = np.bincount(group, minlength=len(images) * num_classes)
-    starts = np.cumsum(counts) - counts
-    image = np.searchsorted(images, detections.images)
-    known = np.flatnonzero(image < np.searchsorted(images, detections.images, side="right"))
-    wanted = image[known] * num_classes + detections.labels[known]
-    some = counts[wanted] > 0
-    rows, wanted = known[some], wanted[some]  # those that have something to be compared with
+    groups, starts, counts = np.unique(group[by_group], return_index=True, return_counts=True)
+    rows, image = _found_in(images, detections.images)
+    known, which = _found_in(groups, image * num_classes + detections.labels[rows])
+    rows = rows[known]  # those that have something to be compared with
     if len(rows) == 0:
         return best
-    start, count = starts[wanted], counts[wanted]
+    start, count = starts[which], counts[which]
 
     ends = np.cumsum(count)
     begins = ends - count
@@ -158,6 +157,15 @@ def _best_objects(
     matched = highest >= iou_threshold
     best[rows[matched]] = chosen[matched]
     return best
+
+
+def _found_in(
+    known: NDArray[Any], values: NDArray[Any]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The positions of those values that are among the known ones, which are sorted, and where."""
+    place = np.searchsorted(known, values)
+    found = np.flatnonzero(known.take(place, mode="clip") == values)
+    return found, place[found]
 
 
 def _rows(

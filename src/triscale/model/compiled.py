@@ -52,7 +52,13 @@ def compiling(shapes: int) -> Generator[None]:
 
 def _told(error: Exception) -> str:
     said = " ".join(str(error).partition("\n\n")[0].split())  # what follows is for its developers
+    needed = (
+        "a compilation that was killed left half a file: remove PyTorch's cache "
+        "($TORCHINDUCTOR_CACHE_DIR, by default torchinductor_USER in the temporary folder)"
+        if "file too short" in said
+        else "it needs a C++ compiler such as g++, and Triton for a GPU"
+    )
     return (
-        f"train.compile: PyTorch couldn't compile the network ({said[:300]}); it needs a C++ "
-        "compiler such as g++, and Triton for a GPU; without them use --set train.compile=false"
+        f"train.compile: PyTorch couldn't compile the network ({said[:300]}); {needed}, or use "
+        "--set train.compile=false"
     )

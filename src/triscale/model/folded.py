@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import time
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -160,23 +161,30 @@ def faster_precision(device: torch.device) -> Precision:
     conv = nn.Conv2d(128, 256, 3, padding=1, device="meta")
     x = torch.zeros(size, 128, side, side, device=device).to(memory_format=torch.channels_last)
     weight, bias = torch.zeros(256, 128, 3, 3, device=device), torch.zeros(256, device=device)
-    seconds: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
+
+    def convolution(dtype: torch.dtype) -> Callable[[], Tensor]:
+        return partial(FoldedCell(conv, weight.to(dtype), bias=bias, slope=0.1), x.to(dtype))
+
     with torch.inference_mode():
-        cells: dict[Precision, FoldedCell] = {
-            name: FoldedCell(conv, weight.to(dtype), bias=bias, slope=0.1)
-            for name, dtype in DTYPES.items()
-        }
-        inputs: dict[Precision, Tensor] = {name: x.to(dtype) for name, dtype in DTYPES.items()}
-        for _ in range(4):  # the first of each is for warming up
-            for name, cell in cells.items():
-                seconds[name].append(_seconds(cell, inputs[name]))
-    full, half = min(seconds["fp32"][1:]), min(seconds["bf16"][1:])
-    return "bf16" if full > WORTH * half else "fp32"
+        full, half = (convolution(DTYPES[name]) for name in ("fp32", "bf16"))
+        return "bf16" if speed_up(full, half, device=device, rounds=3) >= WORTH else "fp32"
 
 
-def _seconds(cell: FoldedCell, x: Tensor) -> float:
-    began = time.perf_counter()
-    cell(x)
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
-    return time.perf_counter() - began
+def speed_up(
+    before: Callable[[], object], after: Callable[[], object], *, device: torch.device, rounds: int
+) -> float:
+    """By how many times `after` takes less time than `before`, each called in turn.
+
+    The best of the rounds counts: what else runs on the machine only ever adds. One more is for
+    warming up, when kernels are compiled.
+    """
+
+    def seconds(call: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    times = [(seconds(before), seconds(after)) for _ in range(1 + rounds)][1:]
+    return min(slow for slow, _ in times) / min(fast for _, fast in times)

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from triscale.anchors import STRIDES, TINY_ANCHORS, YOLO3_ANCHORS, Anchors
+from triscale.anchors import STRIDES, TINY_ANCHORS, YOLO3_ANCHORS, Anchors, Grid, make_grid
 from triscale.config import nearest
 from triscale.errors import UserError
 from triscale.model.darknet import Darknet, darknet53
@@ -39,6 +39,9 @@ class ModelConfig:
 
     backbone: str = "darknet53"  # darknet53 | mobilenet<width>, as in mobilenet0.25 | tiny
     anchors: Anchors = ()  # (w, h) in pixels per stride, deepest first; empty: the backbone's own
+    # how many cells a predicted centre can range over: above 1 it can lie on its cell's edges, and
+    # beyond them
+    scale_x_y: float = 1.0
     spp: bool = False  # spatial pyramid pooling in the head's first block, as in yolov3-spp
     # uniform: as the reference. kaiming: He et al. 2015, fan out; N(0, 0.01) in the last layer.
     init: Literal["uniform", "kaiming"] = "uniform"
@@ -51,6 +54,8 @@ class ModelConfig:
                 raise UserError(
                     f"model.{key}: expected at least 0 and less than 1, got {getattr(self, key)}"
                 )
+        if not 1 <= self.scale_x_y <= 3:
+            raise UserError(f"model.scale_x_y: expected 1 to 3, got {self.scale_x_y}")
         if not all(0 < side < math.inf for row in self.anchors for pair in row for side in pair):
             raise UserError(f"model.anchors: expected sides above 0, got {self.anchors}")
 
@@ -59,13 +64,25 @@ class YOLOv3(nn.Module):
     """Normalised images (B, 3, H, W) -> Predictions; H and W need not be multiples of 32."""
 
     def __init__(
-        self, backbone: Backbone, head: Head, *, anchors: Anchors, num_classes: int
+        self,
+        backbone: Backbone,
+        head: Head,
+        *,
+        anchors: Anchors,
+        num_classes: int,
+        scale_x_y: float = 1.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.anchors = anchors
+        self.scale_x_y = scale_x_y
         self.num_classes = num_classes
+
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """Where its predictions for an input of `size` (height, width) sit, on its device."""
+        device = next(self.parameters()).device
+        return make_grid(self.anchors, size, scale_x_y=self.scale_x_y, device=device)
 
     def forward(self, images: Tensor) -> Predictions:
         maps: list[Tensor] = self.head(self.backbone(images))
@@ -96,13 +113,19 @@ def skeleton(config: ModelConfig, num_classes: int) -> YOLOv3:
         head = _build_head(
             backbone, [_num_outputs(row, num_classes) for row in anchors], spp=config.spp
         )
-        return YOLOv3(backbone, head, anchors=anchors, num_classes=num_classes)
+        return YOLOv3(
+            backbone, head, anchors=anchors, num_classes=num_classes, scale_x_y=config.scale_x_y
+        )
 
 
 def same_network(model: YOLOv3, other: YOLOv3) -> bool:
     """Whether two networks have the same tensors and anchors."""
     shapes = [{k: t.shape for k, t in m.state_dict().items()} for m in (model, other)]
-    return shapes[0] == shapes[1] and model.anchors == other.anchors
+    return (
+        shapes[0] == shapes[1]
+        and model.anchors == other.anchors
+        and model.scale_x_y == other.scale_x_y
+    )
 
 
 def build_backbone(name: str) -> Backbone:

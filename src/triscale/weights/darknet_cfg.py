@@ -66,7 +66,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 _INDICES = ("from", "layers")  # of other layers; below 0 counted from the layer itself
-_ANCHOR_KEYS = ("num", "mask", "anchors")  # become ModelConfig.anchors
+_OUTPUT_KEYS = ("num", "mask", "anchors", "scale_x_y")  # become part of ModelConfig
 # Keys of layers that matter to the training, or to the suppression after the network.
 _IGNORED = frozenset(
     {
@@ -124,11 +124,11 @@ def read_cfg(path: Path) -> Network:
     """
     net, *found = _parse(path)
     size, fit = _input(path, net)
-    num_classes, anchors = _heads(path, found)
+    num_classes, anchors, scale_x_y = _heads(path, found)
     candidates: dict[str, Network] = {}
     if anchors:
         for name, config in NETWORKS.items():
-            own = _with_anchors(config, anchors)
+            own = replace(_with_anchors(config, anchors), scale_x_y=scale_x_y)
             candidates[name] = Network(own, num_classes, layers(own, num_classes), size, fit)
     else:
         found = found[: len(classifier())]  # what follows is softmax
@@ -211,16 +211,16 @@ def _input(path: Path, net: _Given) -> tuple[int, Fit]:
     return width, "letterbox" if values["letter_box"] else "stretch"
 
 
-def _heads(path: Path, found: Sequence[_Given]) -> tuple[int, Anchors]:
-    """Number of classes and anchors as the [yolo] sections have them."""
+def _heads(path: Path, found: Sequence[_Given]) -> tuple[int, Anchors, float]:
+    """Number of classes, anchors and scale_x_y as the [yolo] sections have them."""
     anchors: list[tuple[tuple[float, float], ...]] = []
-    num_classes = _DEFAULTS["yolo"]["classes"]
+    num_classes, scale_x_y = _DEFAULTS["yolo"]["classes"], 1.0
     for section in found:
         if section.kind != "yolo":
             continue
         values = _values(path, section)
         if not anchors:
-            num_classes = values["classes"]
+            num_classes, scale_x_y = values["classes"], values["scale_x_y"]
         where = f"{path}:{section.line}: [yolo]"
         if num_classes < 1:
             raise UserError(f"{where}: expected at least one class, found classes={num_classes}")
@@ -233,13 +233,18 @@ def _heads(path: Path, found: Sequence[_Given]) -> tuple[int, Anchors]:
                 f"{where}: expected a mask of numbers from 0 to {len(pairs) - 1}, "
                 f"found mask={_text(mask)}"
             )
+        if not 1 <= values["scale_x_y"] <= 3 or values["scale_x_y"] != scale_x_y:
+            raise UserError(
+                f"{where}: expected a scale_x_y from 1 to 3, the same in all [yolo], "
+                f"found scale_x_y={values['scale_x_y']:g}"
+            )
         if anchors and len(mask) != len(anchors[0]):
             raise UserError(
                 f"{where}: expected a mask of {len(anchors[0])} numbers as in the first [yolo], "
                 f"found mask={_text(mask)}"
             )
         anchors.append(tuple(pairs[i] for i in mask))
-    return num_classes, tuple(anchors)
+    return num_classes, tuple(anchors), scale_x_y
 
 
 def _pairs(where: str, text: str) -> list[tuple[float, float]]:
@@ -276,7 +281,7 @@ def _deviations(
             if key in _INDICES:
                 same = _absolute(have, i) == _absolute(want, i)
             else:
-                same = have == want or key in _ANCHOR_KEYS
+                same = have == want or key in _OUTPUT_KEYS
             if not same:
                 at, _ = theirs.values.get(key, (line, ""))
                 text = f"expected {key}={_text(want)}, found {key}={_text(have)}"

@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from triscale.anchors import Anchors
 from triscale.errors import UserError
 from triscale.model.darknet import Darknet, Residual
 from triscale.model.layers import ConvCell, DetectionBlock, SpatialPyramid
 from triscale.model.mobilenet import MobileNet
 from triscale.model.tiny import SamePool
-from triscale.model.yolo import Backbone, ModelConfig, skeleton
+from triscale.model.yolo import Backbone, ModelConfig, YOLOv3, skeleton
 from triscale.pixels import Fit
 
 Names = dict[nn.Module, str]
@@ -96,7 +95,7 @@ def layers(config: ModelConfig, num_classes: int) -> tuple[Section, ...]:
             pyramid = isinstance(module, SpatialPyramid)
             sections += _pyramid() if pyramid else [_cell(module, names)]
         sections.append(_convolution(output, names[output], {"activation": "linear"}))
-        sections.append(_yolo(model.anchors, i, num_classes))
+        sections.append(_yolo(model, i, num_classes))
     return tuple(sections)
 
 
@@ -154,17 +153,20 @@ def _convolution(conv: nn.Conv2d, name: str, keys: Mapping[str, Any]) -> Section
     return Section("convolutional", {**keys, **shape, "pad": 1}, name, conv.in_channels)
 
 
-def _yolo(anchors: Anchors, i: int, num_classes: int) -> Section:
+def _yolo(model: YOLOv3, i: int, num_classes: int) -> Section:
     """The output of stride number i, deepest first; Darknet lists the anchors finest first."""
+    anchors = model.anchors
     count = len(anchors[i])
     first = (len(anchors) - 1 - i) * count
     pairs = [f"{_number(w)},{_number(h)}" for row in anchors[::-1] for w, h in row]
-    keys = {
+    keys: dict[str, Any] = {
         "mask": tuple(range(first, first + count)),
         "anchors": ",  ".join(pairs),
         "classes": num_classes,
         "num": len(pairs),
     }
+    if model.scale_x_y != 1:
+        keys["scale_x_y"] = model.scale_x_y
     return Section("yolo", keys)
 
 

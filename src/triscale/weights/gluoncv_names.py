@@ -56,6 +56,11 @@ def gluoncv_names(model: YOLOv3) -> dict[str, str]:
     Left out are our `num_batches_tracked` and GluonCV's constants `yolo_outputs.*.anchors` and
     `.offsets`. Raises UserError for a network that GluonCV doesn't have.
     """
+    if model.scale_x_y != 1:  # its boxes would lie elsewhere
+        raise UserError(
+            "expected a network that GluonCV has too, found one trained with "
+            f"model.scale_x_y={model.scale_x_y:g}"
+        )
     if any(isinstance(module, SpatialPyramid) for module in model.modules()):
         raise UserError("expected a network that GluonCV has too, found YOLOv3-spp")
     if isinstance(model.backbone, Darknet):

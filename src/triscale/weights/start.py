@@ -57,6 +57,10 @@ def start_from(
         old = ()
     elif old and theirs != ours:
         adapted.append("the anchors: sizes are now relative to the recipe's")
+    if old and info.model.scale_x_y != config.scale_x_y:
+        adapted.append(
+            f"the centres, from scale_x_y={info.model.scale_x_y:g} to {config.scale_x_y:g}"
+        )
     if old != tuple(classes) and len(old) == len(classes) and not info.named:
         adapted.append("the classes, by position: the file has no names")
         old = tuple(classes)

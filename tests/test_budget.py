@@ -1,0 +1,217 @@
+"""Epochs for a time: the arithmetic against a search, the measurement on the drawn set."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from triscale import budget
+from triscale.budget import Speed, fit_minutes, middle_size, most_epochs
+from triscale.data.open import Data
+from triscale.errors import UserError
+from triscale.model.yolo import YOLOv3, build_model
+from triscale.recipe import Recipe
+
+
+@pytest.fixture
+def model(data: Data, tiny_recipe: Callable[..., Recipe]) -> YOLOv3:
+    seeded = torch.Generator().manual_seed(0)
+    return build_model(tiny_recipe().model, len(data.classes), generator=seeded)
+
+
+def due(epochs: int, every: int) -> int:
+    """How many validations `train.val_interval` gives, by going through the epochs."""
+    return sum(every > 0 and (e % every == 0 or e == epochs - 1) for e in range(epochs))
+
+
+@pytest.mark.parametrize("interval", [0, 1, 3])
+@pytest.mark.parametrize("validation", [0.0, 0.5, 4.0, 60.0])
+@pytest.mark.parametrize("seconds", [0.0, 9.0, 70.0, 75.0, 600.0, 3600.0])
+def test_most_epochs(seconds: float, validation: float, interval: int) -> None:
+    """No more fit, those that do fit, and validation has its tenth or its two."""
+    epoch = 10.0
+    epochs, every = most_epochs(seconds, epoch=epoch, validation=validation, interval=interval)
+    cost = validation * due(epochs, every)
+    assert epochs * epoch + cost <= max(seconds, 0)
+    assert every >= interval
+    assert cost <= max(seconds / 10, 2 * validation)
+    more = epochs + 1  # with the fewest validations that there can be
+    fewest = min(due(more, 10**6), due(more, 10**6) * interval)
+    assert more * epoch + fewest * validation > seconds - max(seconds / 10, validation)
+    if every > max(interval, 1):
+        assert validation * due(epochs, every - 1) > seconds / 10 - 2 * validation
+    fixed, kept = most_epochs(
+        seconds, epoch=epoch, validation=validation, interval=interval, fixed=True
+    )
+    assert kept == interval
+    assert fixed == max(
+        (n for n in range(400) if n * epoch + due(n, interval) * validation <= seconds), default=0
+    )
+
+
+def test_the_lines(
+    data: Data,
+    model: YOLOv3,
+    tiny_recipe: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """10 pictures at 10 a second, 4 s of validation: an epoch is a second."""
+    speed = Speed(pictures=10.0, validation=4.0, saving=0.0)
+    monkeypatch.setattr(budget, "measure", lambda recipe, *_, **__: (recipe, speed, ["settled"]))
+
+    def fit(minutes: float, *overrides: str, given: tuple[str, ...] = ()) -> tuple[Recipe, str]:
+        recipe, lines = fit_minutes(
+            tiny_recipe("schedule.warmup_epochs=1", *overrides),
+            data,
+            model,
+            minutes=minutes,
+            spent=7.0,
+            folder=tmp_path / "run",
+            given=given,
+        )
+        assert lines[0] == "settled"
+        return recipe, lines[1]
+
+    recipe, line = fit(1)  # 60 s * 0.95 - 7 s = 50 s, less a nanosecond: 41 and 2 validations
+    figures = "10 img/s, validation 4 s"
+    assert line == f"41 epochs fit into 1 minute ({figures}, a validation every 40 epochs)"
+    assert (recipe.train.epochs, recipe.train.val_interval) == (41, 40)
+    assert recipe.schedule.warmup_epochs == 14, "a third of the run, as it was"
+    recipe, line = fit(1, "train.val_interval=0")
+    assert recipe.train.epochs == 49
+    recipe, line = fit(1, given=("train.val_interval", "schedule.warmup_epochs"))
+    assert recipe.train.epochs == 9, "5 s each"
+    assert recipe.schedule.warmup_epochs == 1
+    assert line.endswith("(10 img/s, validation 4 s)")
+    recipe, line = fit(1, "train.start_epoch=2")
+    assert recipe.train.epochs == 43
+    with pytest.raises(UserError) as caught:
+        fit(0.2)
+    few = "--minutes 0.2: too few for one epoch of 10 pictures"
+    assert str(caught.value) == f"{few} ({figures}); it needs 0.3"
+    _, line = fit(0.3)
+    assert line == f"2 epochs fit into 0.3 minutes ({figures})"
+    _, line = fit(0.25)
+    assert line == f"1 epoch fits into 0.25 minutes ({figures})"
+
+
+def test_a_measurement_leaves_nothing_behind(
+    data: Data,
+    model: YOLOv3,
+    tiny_recipe: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for name in ("_TRAINING_SECONDS", "_VALIDATION_SECONDS", "_WARM_SECONDS"):
+        monkeypatch.setattr(budget, name, 0.1)
+    recipe = tiny_recipe("optim.ema=0.9", "optim.nesterov=true", "augment.mosaic=1")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    began = time.perf_counter()
+    settled, speed, said = budget.measure(recipe, data, model, folder=tmp_path / "a" / "b")
+    took = time.perf_counter() - began
+    assert (settled, said) == (recipe, [])
+    assert 0 < speed.validation < took
+    assert 0 < speed.saving < took
+    assert 8 / took < speed.pictures
+    assert list(tmp_path.iterdir()) == []
+    assert torch.equal(generator, torch.get_rng_state())
+    assert model.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(param.grad is None for param in model.parameters())
+
+
+def test_a_slow_loader_shows(
+    data: Data,
+    model: YOLOv3,
+    tiny_recipe: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """40 ms for each picture: 25 a second at most."""
+    real = budget.make_loader
+
+    def slow(index: object, sampler: list[list[object]], **words: object) -> object:
+        for batch in real(index, sampler, **words):  # type: ignore[arg-type]
+            time.sleep(0.04 * len(batch.labels))
+            yield batch
+
+    monkeypatch.setattr(budget, "make_loader", slow)
+    for name in ("_TRAINING_SECONDS", "_WARM_SECONDS"):
+        monkeypatch.setattr(budget, name, 0.5)
+    assert data.train
+    found, _ = budget.training_speed(tiny_recipe(), data.train, model)
+    assert 2 < found < 25
+
+
+def test_without_time_a_first_look_does(
+    data: Data,
+    model: YOLOv3,
+    tiny_recipe: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """One batch of validation and one training step, however slow, then it is refused."""
+    calls = {"evaluate": 0, "batch_losses": 0}
+
+    def counted(name: str) -> Callable[..., object]:
+        real = getattr(budget, name)
+
+        def call(*arguments: Any, **words: Any) -> object:
+            calls[name] += 1
+            return real(*arguments, **words)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(budget, name, counted(name))
+    with pytest.raises(UserError, match=r"--minutes 0.01: too few .* img/s, validation .* s\)"):
+        fit_minutes(tiny_recipe(), data, model, minutes=0.01, spent=9.0, folder=tmp_path / "run")
+    assert calls == {"evaluate": 1, "batch_losses": 1}
+
+
+def test_a_cold_validation_does_not_count(
+    data: Data, model: YOLOv3, tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([0.4, *[0.01] * 9])
+    monkeypatch.setattr(budget, "evaluate", lambda *_, **__: time.sleep(next(seconds)))
+    assert data.val
+    assert 0 < budget.validation_seconds(tiny_recipe(), data, data.val, model) < 0.3
+
+
+def test_a_kill_while_a_state_is_written_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """When all its bytes are on their way to the disk, no name leads to them."""
+    seen: list[tuple[int, list[Path]]] = []
+    real = os.fsync
+
+    def look(descriptor: int) -> None:
+        seen.append((os.fstat(descriptor).st_size, list(tmp_path.iterdir())))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    took = budget.saving_seconds({"weights": torch.ones(1000, 25)}, tmp_path / "a" / "run")
+    assert took > 0
+    ((size, names),) = seen
+    assert 100_000 < size < 101_000
+    assert names == []
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "size"),
+    [(320, 320, 320), (320, 608, 480), (416, 608, 512)],  # root of the mean square: 473, 516
+)
+def test_middle_size(tiny_recipe: Callable[..., Recipe], least: int, most: int, size: int) -> None:
+    recipe = tiny_recipe("augment.random_shape=true")
+    shapes = replace(recipe.augment, shape_min=least, shape_max=most)
+    assert middle_size(replace(recipe, augment=shapes)) == size
+    assert middle_size(tiny_recipe()) == 64

@@ -86,7 +86,7 @@ def trained(
 ) -> Path:
     """The folder of a finished run of the tiny recipe, with a state kept after every step."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    recipe = tiny_recipe("checkpoint.every_steps=1", "checkpoint.keep=99", "train.save_interval=2")
+    recipe = tiny_recipe("checkpoint.every_steps=1", "checkpoint.keep=20", "train.save_interval=2")
     train(recipe, data, run, narrator=Narrator(enabled=False))
     return run
 

@@ -132,7 +132,7 @@ def averaged(tmp_path_factory: pytest.TempPathFactory, data: Data, tiny_recipe: 
     """A finished run with an average and a state after every step."""
     run = tmp_path_factory.mktemp("averaged") / "run"
     recipe = tiny_recipe(
-        *("optim.ema=0.3", "checkpoint.every_steps=1", "checkpoint.keep=99"),
+        *("optim.ema=0.3", "checkpoint.every_steps=1", "checkpoint.keep=20"),
         *("train.save_interval=2", "evaluate.iou=0.05"),  # so that such a network hits something
     )
     run_quietly(recipe, data, run)

@@ -260,10 +260,11 @@ def test_minutes(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("x --minutes soon", "--minutes: expected a number above 0, got 'soon'"),
-        ("x --minutes 0", "--minutes: expected a number above 0, got '0'"),
-        ("x --minutes nan", "--minutes: expected a number above 0, got 'nan'"),
-        ("x --minutes inf", "--minutes: expected a number above 0, got 'inf'"),
+        ("x --minutes soon", "--minutes: expected a number above 0 and up to 525,600, got 'soon'"),
+        ("x --minutes 0", "--minutes: expected a number above 0 and up to 525,600, got '0'"),
+        ("x --minutes nan", "--minutes: expected a number above 0 and up to 525,600, got 'nan'"),
+        ("x --minutes 1e9", "--minutes: expected a number above 0 and up to 525,600, got '1e9'"),
+        ("x --minutes inf", "--minutes: expected a number above 0 and up to 525,600, got 'inf'"),
         ("x --minutes 3 --epochs 2", "--minutes decides the number of epochs"),
         ("x --minutes 3 --set train.epochs=2", "--minutes decides the number of epochs"),
         ("--resume x --minutes 3", "minutes can't be given again"),

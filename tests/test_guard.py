@@ -71,7 +71,7 @@ def test_a_bad_step_changes_nothing(
     """Step 5 is skipped: weights, velocities and statistics after it are those after step 4."""
     poison([5])
     run = tmp_path / "run"
-    run_quietly(tiny_recipe("checkpoint.every_steps=1", "checkpoint.keep=99"), data, run)
+    run_quietly(tiny_recipe("checkpoint.every_steps=1", "checkpoint.keep=20"), data, run)
     states = [run / f"last/step-{number:08d}.safetensors" for number in range(8)]
     for number in range(1, 5):
         assert same_tensors(states[number], trained / "last" / states[number].name)
@@ -161,7 +161,7 @@ def test_a_bad_step_with_an_average_and_a_held_backbone(
     The faults come in the epochs in which the backbone is held; it is free in the last one.
     """
     words = ("optim.ema=0.9", "schedule.frozen_epochs=2", "checkpoint.every_steps=1")
-    recipe = tiny_recipe(*words, "checkpoint.keep=99", "train.val_interval=0")
+    recipe = tiny_recipe(*words, "checkpoint.keep=20", "train.val_interval=0")
     poison(bad)
     for name in ("disturbed", "whole"):
         narrator = Narrator(enabled=False)

@@ -75,7 +75,7 @@ def tricked(
 ) -> tuple[Path, Recipe]:
     """A finished run, from given weights, of all that depends on the step; a state after each."""
     run, tricks = tmp_path_factory.mktemp("tricked") / "run", TRICKS[request.param]
-    recipe = tiny_recipe("checkpoint.every_steps=1", "checkpoint.keep=99", *tricks)
+    recipe = tiny_recipe("checkpoint.every_steps=1", "checkpoint.keep=20", *tricks)
     model = untrained(recipe, data)
     train(recipe, data, run, model=model, narrator=Narrator(enabled=False))
     return run, tiny_recipe(*tricks)

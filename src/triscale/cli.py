@@ -22,6 +22,8 @@ from triscale.arguments import DEFAULT_RECIPE, INIT_RECIPE, make_parser
 from triscale.errors import OutOfMemoryError, ProcessLostError, UserError, ran_out_of_memory
 from triscale.interrupt import Interrupted, leave_undisturbed, leaving_at_once
 
+_YEAR = 525_600  # minutes
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return the exit code."""
@@ -138,8 +140,8 @@ def _minutes(text: str | None, keys: Collection[str]) -> float | None:
         minutes = float(text)
     except ValueError:
         minutes = math.nan
-    if not 0 < minutes < math.inf:
-        raise UserError(f"--minutes: expected a number above 0, got '{text}'")
+    if not 0 < minutes <= _YEAR:
+        raise UserError(f"--minutes: expected a number above 0 and up to {_YEAR:,}, got '{text}'")
     if "train.epochs" in keys:
         raise UserError("--minutes decides the number of epochs: --epochs can't be given too")
     if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from triscale.adamw import AdamW
 from triscale.errors import UserError
 from triscale.sgd import SGD
-from triscale.updates import kept
+from triscale.updates import MOST, kept
 
 Optimizer = SGD | AdamW
 
@@ -39,6 +39,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.nesterov and self.name != "sgd":
             raise UserError(f"optim.nesterov: is of sgd, found optim.name={self.name}")
+        for key in ("lr", "weight_decay", "backbone_lr"):
+            if MOST < getattr(self, key) < math.inf:
+                raise UserError(f"optim.{key}: expected at most {MOST:g}, got {getattr(self, key)}")
         if not 0 < self.lr < math.inf:
             raise UserError(f"optim.lr: expected a positive number, got {self.lr}")
         for key in ("momentum", "square_momentum", "ema"):

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from triscale.errors import UserError
+from triscale.updates import MOST
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class ScheduleConfig:
             value = getattr(self, key)
             if not 0 <= value < math.inf:
                 raise UserError(f"schedule.{key}: expected 0 or a positive number, got {value}")
+        for key in ("warmup_lr", "warmup_bias_lr", "target_lr"):
+            if getattr(self, key) > MOST:
+                raise UserError(
+                    f"schedule.{key}: expected at most {MOST:g}, got {getattr(self, key)}"
+                )
         if not 0 <= self.warmup_momentum < 1:
             raise UserError(
                 "schedule.warmup_momentum: expected a number from 0 to below 1, "

@@ -86,7 +86,8 @@ def train(
     newest state in the folder. Raises UserError for what the user can mend, and Interrupted, after
     saving, when Ctrl-C, SIGTERM or SIGUSR1 asks it to stop.
     """
-    require_effect(recipe)
+    if not resume:
+        require_effect(recipe)
     if resume and recipe.train.precision == "auto":  # another choice would be another run
         raise UserError(f"train.precision: resume with what 'auto' chose, see {run}/recipe.toml")
     device = choose_device(recipe.train.device)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MOST = 1e6  # of a rate, a factor or a decay: their products must be floats too
+
 
 def is_read(ok: Tensor | None) -> bool:
     """Whether the host may ask what `ok` (() bool) is."""

@@ -57,10 +57,6 @@ def start_from(
         old = ()
     elif old and theirs != ours:
         adapted.append("the anchors: sizes are now relative to the recipe's")
-    if old and info.model.scale_x_y != config.scale_x_y:
-        adapted.append(
-            f"the centres, from scale_x_y={info.model.scale_x_y:g} to {config.scale_x_y:g}"
-        )
     if old != tuple(classes) and len(old) == len(classes) and not info.named:
         adapted.append("the classes, by position: the file has no names")
         old = tuple(classes)
@@ -87,6 +83,11 @@ def start_from(
     report = [f"{source}: loaded {len(_layers(tensors))} of {len(_layers(state))} convolutions"]
     report += [f"  adapted: {line}" for line in adapted]
     report += [f"  at random: {line}" for line in at_random]
+    if old and info.model.scale_x_y != config.scale_x_y:
+        report.append(
+            f"  not converted: its centres are meant for scale_x_y={info.model.scale_x_y:g}; "
+            f"--set model.scale_x_y={info.model.scale_x_y:g} keeps them"
+        )
     if info.classes and info.input.fit != input_config.fit:
         report.append(
             f"  not kept: pictures by {info.input.fit}; --set input.fit={info.input.fit} keeps it"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST = 1e6  # of a rate, a factor or a decay: their products must be floats too
+MOST = 1e12  # of a rate, a factor or a decay: their products must be floats too
 
 
 def is_read(ok: Tensor | None) -> bool:

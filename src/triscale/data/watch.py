@@ -93,7 +93,10 @@ def next_batch(
         except (RuntimeError, OSError, EOFError) as error:
             tick = str(error).startswith("DataLoader timed out")
             if not tick:  # an end is seen a moment later than the connection that it broke
-                connection.wait([worker.sentinel for worker in crew], 0.5)
+                ended = connection.wait([worker.sentinel for worker in crew], 2)
+                for worker in crew:
+                    if worker.sentinel in ended:  # its files are closed before it has an exit code
+                        worker.join(5)
             dead = [worker for worker in crew if worker.exitcode is not None]
             if not (tick or dead):
                 raise

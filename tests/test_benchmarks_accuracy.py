@@ -141,7 +141,7 @@ def test_ours_goes_through_the_command_line(
     result = accuracy.ours(task(accuracy, voc, "optim.lr=0.002", "train.val_interval=1"), 7)
     names = ("VOC07", "AP", "AP50", "per_class", "images", "steps")
     assert [result[name] for name in names] == [0.5, 0.3, 0.6, {"cell": 0.5}, 2, 1]
-    from triscale.arguments import make_parser
+    from triscale.cli import make_parser
     from triscale.recipe import load_recipe
 
     train, voc07, coco = (make_parser().parse_args(words) for words in commands)

@@ -21,7 +21,8 @@ import pytest
 import torch
 
 from triscale import train_yolo3
-from triscale.arguments import DEFAULT_RECIPE, make_parser
+from triscale.cli import make_parser
+from triscale.commands.train import DEFAULT_RECIPE
 from triscale.config import to_dict
 from triscale.model import yolo
 from triscale.recipe import Recipe, load_recipe

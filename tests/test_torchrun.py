@@ -23,7 +23,7 @@ from tests.conftest import TINY
 from tests.launching import TORCHRUN, TRAIN, Launched, launched, processes_with
 from tests.running import losses, run_quietly
 from tests.test_docs import commands, parse, text
-from triscale.arguments import make_parser
+from triscale.cli import make_parser
 from triscale.data.open import open_dataset
 from triscale.recipe import load_recipe
 

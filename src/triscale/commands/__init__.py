@@ -1,0 +1,1 @@
+"""The commands of `triscale`, one in each file: its arguments, and what it does with them."""

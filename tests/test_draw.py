@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from triscale.detections import Detections
 from triscale.draw import contact_sheet, draw_detections, draw_truth, write_picture
-from triscale.types import Detections
 
 GREY = np.full((120, 160, 3), 90, np.uint8)
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from triscale.detections import Detections
 from triscale.metrics.voc import (
     PackedDetections,
     PackedTruth,
@@ -22,7 +23,6 @@ from triscale.metrics.voc import (
     pack_detections,
     voc_ap,
 )
-from triscale.types import Detections
 
 # Rows of a table: image, x1, y1, x2, y2, class, score or difficult.
 Row = tuple[float, ...]

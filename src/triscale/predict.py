@@ -63,11 +63,11 @@ class Detector:
         return self.info.classes
 
     @overload
-    def __call__(self, images: Picture, *, batch_size: int = 8) -> Detections: ...
+    def __call__(self, images: Picture, *, batch_size: int = 4) -> Detections: ...
     @overload
-    def __call__(self, images: Sequence[Picture], *, batch_size: int = 8) -> list[Detections]: ...
+    def __call__(self, images: Sequence[Picture], *, batch_size: int = 4) -> list[Detections]: ...
     def __call__(
-        self, images: Picture | Sequence[Picture], *, batch_size: int = 8
+        self, images: Picture | Sequence[Picture], *, batch_size: int = 4
     ) -> Detections | list[Detections]:
         """The detections in a picture, best first, in its pixels; for a list of them a list.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -101,7 +101,7 @@ def read_shots(
     every: int,
     failed: Callable[[UserError], None],
     warn: Callable[[str], None],
-) -> Iterator[Shot]:
+) -> Generator[Shot]:
     """All pictures and each `every`-th frame, in order.
 
     A source that can't be read is reported to `failed` and passed over. What ends before its time
@@ -110,25 +110,24 @@ def read_shots(
     for source, stem in zip(sources, unique_stems(sources), strict=True):
         try:
             if source.kind == "picture":
-                assert isinstance(source.place, Path)
-                image = read_picture(source.place)
-                reader = None
+                yield Shot(source, stem, read_picture(Path(str(source.place))))
             else:
-                reader = VideoReader(source.place, name=source.name, every=every)
+                yield from _video_shots(source, stem, every=every, warn=warn)
         except UserError as error:
             failed(error)
-            continue
-        if reader is None:
-            yield Shot(source, stem, image)
-            continue
-        with closing(reader):
-            for image, number, time_ms in reader:
-                yield Shot(source, stem, image, number, time_ms, reader.rate)
-            if reader.stated is not None and reader.done < reader.stated:
-                warn(
-                    f"{source.name}: ended after {reader.done} frames; its header says "
-                    f"{reader.stated} (cut short?)"
-                )
+
+
+def _video_shots(
+    source: Source, stem: str, *, every: int, warn: Callable[[str], None]
+) -> Generator[Shot]:
+    with closing(VideoReader(source.place, name=source.name, every=every)) as reader:
+        for image, number, time_ms in reader:
+            yield Shot(source, stem, image, number, time_ms, reader.rate)
+        if reader.stated is not None and reader.done < reader.stated:
+            warn(
+                f"{source.name}: ended after {reader.done} frames; its header says "
+                f"{reader.stated} (cut short?)"
+            )
 
 
 def count_shots(sources: Sequence[Source], *, every: int) -> int | None:

@@ -6,13 +6,11 @@ player plays.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -82,7 +80,7 @@ class VideoWriter:
     """An MP4 file that takes its name when it is whole.
 
     The first frame decides its size; of an odd side the last pixel is lost, because the format
-    counts in twos. Leaving the block, also by an exception, makes it playable.
+    counts in twos. `close` makes it playable.
     """
 
     def __init__(self, path: Path, *, rate: float) -> None:
@@ -92,9 +90,6 @@ class VideoWriter:
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)  # width, height
         self.frames = 0
-
-    def __enter__(self) -> Self:
-        return self
 
     def write(self, image: NDArray[np.uint8]) -> None:
         """Append an RGB frame (H, W, 3)."""
@@ -125,12 +120,8 @@ class VideoWriter:
             )
         return writer
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Finish the file and look whether it is whole; UserError if not."""
         if self._writer is None:
             return
         self._writer.release()

@@ -78,9 +78,9 @@ class Drawings:
             self.videos += 1
 
     def summary(self) -> str:
-        counts = [f"{self.pictures} drawn pictures"] if self.pictures or not self.videos else []
-        counts += [f"{self.videos} drawn videos"] if self.videos else []
-        return f"{' and '.join(counts)} in {self._folder}"
+        counts = {"picture": self.pictures, "video": self.videos}
+        told = [f"{n} drawn {what}{'s'[: n != 1]}" for what, n in counts.items() if n]
+        return f"{' and '.join(told) or 'nothing drawn'} in {self._folder}"
 
 
 class JsonLines:

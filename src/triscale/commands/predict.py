@@ -101,10 +101,10 @@ def run(arguments: argparse.Namespace) -> None:
             narrator.advance(f"{rate:.1f}/s", amount=len(group))
             if stopping():
                 break
-    if not arguments.json:
+    if done and not arguments.json:
         print("\n".join(line for output in outputs if (line := output.summary())))
     if stopping():
-        narrator.say(f"triscale: stopped after {done}; what was found in them is written")
+        narrator.say(f"triscale: what was found in {done} pictures and frames is written")
         raise KeyboardInterrupt
     if len(sources) == 1 and unread:
         raise unread[0]

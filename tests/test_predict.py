@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from triscale.data.pictures import read_picture
 from triscale.errors import UserError
 from triscale.model.folded import FoldedCell
 from triscale.model.yolo import ModelConfig, build_model
 from triscale.pixels import InputConfig
-from triscale.predict import Detector, find_weights
+from triscale.predict import Detector, find_weights, read_pixels
 from triscale.weights.contents import WeightsInfo
 from triscale.weights.formats import load_weights
 from triscale.weights.native import save_weights
@@ -82,6 +83,7 @@ def test_a_file_and_its_array_are_the_same(trained: Path, devkit: Path) -> None:
         np.zeros((5, 5), np.uint8),
         np.zeros((5, 5, 4), np.uint8),
         np.zeros((5, 5, 3), np.float32),
+        None,
     ],
 )
 def test_a_wrong_array_is_refused(image: np.ndarray, weights: Path) -> None:
@@ -94,6 +96,61 @@ def test_a_wrong_array_is_refused(image: np.ndarray, weights: Path) -> None:
 def test_a_missing_picture_is_named(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{tmp_path / 'none.jpg'}: can't be read"):
         Detector(weights, device="cpu")(tmp_path / "none.jpg")
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_a_list_gives_a_list(number: int, weights: Path) -> None:
+    detector = Detector(weights, device="cpu")
+    sizes = [(96, 96), (48, 192), (200, 100)][:number]
+    pictures = [np.zeros((*size, 3), np.uint8) for size in sizes]
+    for batch_size in (1, 2, 4):
+        found = detector(pictures, batch_size=batch_size)
+        assert [len(one) for one in found] == [9] * number
+        for one, (height, width) in zip(found, sizes, strict=True):
+            assert one.boxes.max(0)[2:].round().tolist() == [width, round(height * 92 / 96)]
+            assert set(one.names) == {"b"}
+    assert len(detector(tuple(pictures))) == number
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "LA", "1"])
+def test_pil_images(mode: str, weights: Path) -> None:
+    detector = Detector(weights, device="cpu")
+    image = Image.new("RGB", (192, 48), (250, 120, 10)).convert(mode)
+    found = detector(image)
+    assert len(found) == 9
+    assert found.draw().shape == (48, 192, 3)
+    assert np.array_equal(read_pixels(image), np.asarray(image.convert("RGB")))
+
+
+def test_pil_images_are_turned(tmp_path: Path) -> None:
+    """As EXIF says, and as the file is when it is read from disk."""
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    turned = read_pixels(Image.open(tmp_path / "turned.png"))
+    assert turned.shape == (32, 16, 3)
+    assert np.array_equal(turned, read_pixels(tmp_path / "turned.png"))
+
+
+def test_pil_images_of_16_bits_are_refused() -> None:
+    with pytest.raises(UserError, match="8 bits per channel, got mode I;16"):
+        read_pixels(Image.new("I;16", (4, 4)))
+
+
+def test_the_result_knows_its_picture(weights: Path, tmp_path: Path) -> None:
+    """A file is read again when it is asked for; arrays are kept."""
+    pixels = np.full((96, 96, 3), 50, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "p.png")
+    detector = Detector(weights, device="cpu")
+    from_file, from_array = detector([str(tmp_path / "p.png"), pixels])
+    assert from_file.classes == detector.classes
+    assert np.array_equal(from_file.draw(), from_array.draw())
+    assert from_file._repr_png_() == from_array._repr_png_()
+    (tmp_path / "p.png").unlink()
+    with pytest.raises(UserError, match="can't be read"):
+        from_file.draw()
 
 
 def test_find_weights(tmp_path: Path) -> None:

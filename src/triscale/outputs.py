@@ -139,7 +139,8 @@ class Table:
         if self._video is not None:
             counts = [f"{name} {count}" for name, count in self._counts.most_common()]
             objects = ", ".join(counts) or "no objects"
-            self._write(f"{self._video.source.name}: {self._frames} frames: {objects}")
+            frames = f"{self._frames} frame{'s'[: self._frames != 1]}"
+            self._write(f"{self._video.source.name}: {frames}: {objects}")
         self._video, self._frames, self._counts = None, 0, Counter()
 
     def summary(self) -> str:

@@ -13,5 +13,6 @@ class Calibration(NamedTuple):
 
     score: NDArray[np.float64]  # (B,) mean score; nan in an empty bin
     precision: NDArray[np.float64]  # (B,) share of correct detections; nan in an empty bin
-    count: NDArray[np.int64]  # (B,)
+    # that it hides tuple.count harms nobody
+    count: NDArray[np.int64]  # (B,)  # pyright: ignore[reportIncompatibleMethodOverride]
     ece: float  # expected calibration error, 0..1; nan without detections

@@ -43,6 +43,7 @@ class Errors(NamedTuple):
     fp_d_ap: float  # the same without any false detection
     fn_d_ap: float  # the same without any missed object
     kind_of: NDArray[np.int8]  # (D,) place in `kinds`; -1: correct or ignored
+    about: NDArray[np.intp]  # (D,) the object that the mistake is about, or -1
     missed: NDArray[np.intp]  # (M',) rows of the truth that are counted as missed
 
 
@@ -62,11 +63,11 @@ def error_kinds(
     AP 1 if nothing is found of it, else 0.
     """
     kind_of = _kinds(matches)
-    missing = matches.counted & (matches.finder < 0)
-    target = np.where(kind_of == _CLASS, matches.other, matches.own)
-    target[(kind_of != _CLASS) & (kind_of != _LOCATION)] = -1
+    missing = matches.missing()
+    about = np.where((kind_of == _CLASS) | (kind_of == _BOTH), matches.other, matches.own)
+    about[(kind_of == -1) | (kind_of == _BACKGROUND)] = -1
     missed = missing.copy()
-    missed[target[target >= 0]] = False
+    missed[about[_explains(kind_of)]] = False
 
     order = by_class_best_first(detections, num_classes)
     totals = np.bincount(truth.labels[matches.counted], minlength=num_classes)
@@ -95,14 +96,14 @@ def error_kinds(
     means = np.empty(6)
     for kind in (_CLASS, _LOCATION):
         mine = matches.order[kind_of[matches.order] == kind]  # best first
-        mine = mine[missing[target[mine]]]
-        _, first = np.unique(target[mine], return_index=True)
+        mine = mine[missing[about[mine]]]
+        _, first = np.unique(about[mine], return_index=True)
         mended = np.zeros(len(kind_of), np.bool_)
         mended[mine[first]] = True
         labels = None
         if kind == _CLASS:
             labels = detections.labels.copy()
-            labels[mended] = truth.labels[target[mended]]
+            labels[mended] = truth.labels[about[mended]]
         means[kind] = mean_ap(
             seen & ((kind_of != kind) | mended), hits=matches.correct | mended, relabelled=labels
         )
@@ -121,8 +122,26 @@ def error_kinds(
         fp_d_ap=mean_ap(matches.correct) - ap,
         fn_d_ap=mean_ap(seen, gone=missing) - ap,
         kind_of=kind_of,
+        about=about,
         missed=np.flatnonzero(missed),
     )
+
+
+def counts_at_threshold(
+    errors: Errors, detections: PackedDetections, matches: Matches, *, threshold: float
+) -> NDArray[np.int64]:
+    """The mistakes (6,) that are left of `errors` without the detections below the score."""
+    shown = detections.scores >= threshold
+    counts = np.bincount(errors.kind_of[shown & (errors.kind_of >= 0)], minlength=6)
+    missed = matches.missing(shown)
+    missed[errors.about[shown & _explains(errors.kind_of)]] = False
+    counts[_MISSED] = np.count_nonzero(missed)
+    return counts
+
+
+def _explains(kind_of: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Which detections (D,) explain that nothing found the object that they are about."""
+    return (kind_of == _CLASS) | (kind_of == _LOCATION)
 
 
 def _kinds(matches: Matches) -> NDArray[np.int8]:

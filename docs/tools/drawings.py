@@ -143,7 +143,7 @@ def way() -> str:
         '<path d="M639 98v28q0 12-12 12H111q-12 0-12 12v63" fill="none" stroke="#1d2330" '
         'marker-end="url(#ink)"/>',
         text(369, 130, "collate, copy to the device", size=12, at="middle"),
-        text(176, 214, "assign", size=12, at="end"),
+        text(176, 209, "assign", size=12, at="end"),
         text(176, 282, "network", size=12, at="end"),
         text(290, 328, "decode, suppress", size=12),
     ]

@@ -94,7 +94,7 @@ def _name(action: argparse.Action) -> str:
     metavar = action.metavar or ("|".join(action.choices) if action.choices else "")
     value = f" {metavar}" if metavar and action.nargs != 0 else ""
     words = [f"{flag}{value}" for flag in action.option_strings] or [str(metavar or action.dest)]
-    return ", ".join(f"`{word}`".replace("|", r"\|") for word in words)
+    return ", ".join(f"`{word}`" for word in words)
 
 
 def _meaning(action: argparse.Action) -> str:

@@ -57,6 +57,7 @@ LAYOUTS = {"quickstart.md": "yolo", "data.md": "other", "troubleshooting.md": "y
 FAST = (
     *("data.index_cache=false", "train.device=cpu", "train.precision=fp32", "train.pictures=1"),
     *("train.batch_size=4", "train.workers=0", "train.size=64", "augment.random_shape=false"),
+    *("train.save_interval=0", "checkpoint.keep=1"),
 )
 LANGUAGES = {"sh", "bash", "python", "toml", "yaml", "text", "layers"}
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

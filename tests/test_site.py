@@ -141,7 +141,8 @@ def test_every_document_is_a_page(pages: dict[str, Links]) -> None:
 
 
 def test_every_public_name_is_explained(pages: dict[str, Links]) -> None:
-    missing = [name for name in triscale.__all__ if f"triscale.{name}" not in pages["api.html"].ids]
+    told = {anchor.rpartition(".")[2] for anchor in pages["api.html"].ids if "triscale." in anchor}
+    missing = [name for name in triscale.__all__ if name not in told]
     assert missing == [], "add `::: triscale.NAME` to docs/api.md"
 
 
@@ -182,6 +183,15 @@ def test_options() -> None:
             "",
         ]
     )
+
+
+def test_fields() -> None:
+    """The fields of a class, with comments beside and above them."""
+    table = tool("site").fields("triscale", "Sample").splitlines()
+    assert len(table) == 2 + len(triscale.Sample._fields)
+    assert table[2] == "| `image` | `NDArray[np.uint8]` | (H, W, 3) RGB |"
+    assert table[3].endswith("at a part of its size, of the whole picture |")
+    assert tool("site").fields("triscale", "UserError") == ""
 
 
 def test_a_command_without_a_place_is_appended() -> None:

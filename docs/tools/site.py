@@ -2,13 +2,16 @@
 
 The README is its front page and the repository's other documents are pages too, so that nothing is
 told twice; links between all of them are led to where each file is on the site. The options of each
-command are read from the program's own parser.
+command are read from the program's own parser, the fields of a class with their comments from its
+source.
 """
 
 from __future__ import annotations
 
 import argparse
 import html
+import importlib
+import inspect
 import posixpath
 import re
 from pathlib import Path
@@ -30,7 +33,9 @@ PAGES = {
     "PROVENANCE.md": "provenance.md",
 }
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
-_MARKER = re.compile(r"^<!-- options: (\w+) -->$", re.MULTILINE)
+_OPTIONS = re.compile(r"^<!-- options: (\w+) -->$", re.MULTILINE)
+_FIELDS = re.compile(r"^<!-- fields: ([\w.]+)\.(\w+) -->$", re.MULTILINE)
+_FIELD = re.compile(r"    (?P<name>[a-z]\w*): (?P<type>[^#=]+)(?:= [^#]*)?(?:  # (?P<comment>.*))?")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -53,16 +58,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     names = {target: name for name, target in PAGES.items()}
     document = ROOT / names.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     markdown = _LINK.sub(lambda found: _on_site(document, found[1]), markdown)
-    return with_options(markdown) if page.file.src_uri == "cli.md" else markdown
+    if page.file.src_uri == "cli.md":
+        return with_options(markdown)
+    return _FIELDS.sub(lambda found: fields(found[1], found[2]), markdown)
 
 
 def with_options(markdown: str) -> str:
     """The page of the command line: a table at each marker, and commands that have none behind."""
     parsers = command_parsers()
-    told = set(_MARKER.findall(markdown))
+    told = set(_OPTIONS.findall(markdown))
     for name in [name for name in parsers if name not in told]:
         markdown += f"\n## triscale {name}\n\n<!-- options: {name} -->\n"
-    return _MARKER.sub(lambda found: options(parsers[found[1]]), markdown)
+    return _OPTIONS.sub(lambda found: options(parsers[found[1]]), markdown)
 
 
 def command_parsers() -> dict[str, argparse.ArgumentParser]:
@@ -88,6 +95,25 @@ def options(parser: argparse.ArgumentParser) -> str:
     text = (parser.description or "").strip()
     lead = f"{text[:1].upper()}{text[1:]}." if text else ""
     return f"{lead}\n\n```text\n{_wrapped(usage)}\n```\n\n" + "\n".join(rows) + "\n"
+
+
+def fields(module: str, name: str) -> str:
+    """The fields of a class in Markdown, a row for each, with the comments beside or above it."""
+    rows = ["| field | type | |", "|---|---|---|"]
+    above: list[str] = []
+    for line in inspect.getsource(getattr(importlib.import_module(module), name)).splitlines():
+        if line.startswith("    # "):
+            above.append(line[6:])
+            continue
+        found = _FIELD.fullmatch(line)
+        if found and "pyright" not in (found["comment"] or ""):
+            comment = html.escape(" ".join([*above, found["comment"] or ""]).strip())
+            kind = found["type"].strip()
+            rows.append(f"| `{found['name']}` | `{kind}` | {comment} |")
+        above = []
+        if line.startswith("    def "):
+            break
+    return "\n".join(rows) + "\n" if len(rows) > 2 else ""
 
 
 def _name(action: argparse.Action) -> str:

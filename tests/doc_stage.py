@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import torch
 
 from triscale.config import to_dict
@@ -30,6 +31,7 @@ from triscale.weights.zoo import ZOO, stem_of
 NAMES = ("bird", "boat")
 TINY, SMALL = "tiny", "mobilenet0.25"  # Darknet's formats know the first, GluonCV's the second
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+VIDEOS = (".mp4", ".avi", ".mkv")
 WEIGHTS = (".safetensors", ".params", ".weights")
 
 
@@ -95,12 +97,25 @@ class Stage:
         if "*" in path.name:  # a pattern
             path = path.with_name(path.name.replace("*", "a"))
             path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix not in PICTURES:
+        if path.suffix in VIDEOS:
+            _write_video(path, drawn)
+        elif path.suffix not in PICTURES:
             path.mkdir()
             for picture in drawn[:2]:
                 shutil.copy(picture, path)
         else:  # the content decides, not the name
             shutil.copy(drawn[0], path)
+
+
+def _write_video(path: Path, pictures: list[Path]) -> None:
+    """Each picture for a frame."""
+    frames = [cv2.imread(str(picture)) for picture in pictures]
+    height, width = frames[0].shape[:2]
+    codec = cv2.VideoWriter.fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(path), codec, 5, (width, height))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
 
 
 def write_devkit(root: Path) -> None:

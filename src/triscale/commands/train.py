@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", metavar="N", help="side of the square network input, in pixels")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:N or auto")
     parser.add_argument("--workers", metavar="N", help="data loading processes")
-    parser.add_argument("--seed", metavar="N", help="decides everything random")
+    parser.add_argument("--seed", metavar="N")
     add_set(parser)
 
 

@@ -12,7 +12,6 @@ import ast
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import tomllib
@@ -25,7 +24,7 @@ import yaml
 import triscale.recipe
 from tests import doc_stage
 from tests.doc_stage import SMALL, TINY, Stage
-from tests.test_docs import DOCUMENTS, parse, snippet
+from tests.test_docs import DOCUMENTS, command_lines, parse, snippet, words_of
 from triscale import cli, train_yolo3
 from triscale.data.open import open_dataset
 from triscale.recipe import Recipe, make_recipe
@@ -71,12 +70,6 @@ def code_blocks(document: str) -> list[tuple[str, str]]:
         (language, re.sub(rf"^{indent}", "", code, flags=re.MULTILINE))
         for indent, language, code in BLOCK.findall(document)
     ]
-
-
-def command_lines(code: str) -> list[str]:
-    """The commands of a shell block, without comments."""
-    lines = code.replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +157,7 @@ def run_line(line: str, stage: Stage) -> None:
     """A command of a shell block, with what it needs, in this process."""
     if any(re.search(pattern, line) for pattern in NOT_RUN):
         return
-    plain = re.split(r" [|>] ", line)[0]  # where its output goes is the shell's matter
-    words = [os.path.expanduser(word) for word in shlex.split(plain, comments=True)]
+    words = [os.path.expanduser(word) for word in words_of(line)]
     if words[:3] == ["python", "-m", "triscale.train_yolo3"]:
         arguments = parse(words)
         provide(arguments, stage)

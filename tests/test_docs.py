@@ -43,10 +43,20 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
 
 
+def command_lines(code: str) -> list[str]:
+    """The commands of a shell block: whole lines without comments."""
+    lines = [line.strip() for line in code.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a command; where its output goes is the shell's matter."""
+    return shlex.split(re.split(r" [|>] ", line)[0], comments=True)
+
+
 def commands(document: str) -> list[list[str]]:
     """The words of each `triscale` command line in the shell blocks of a Markdown text."""
-    lines = [line for block in blocks(document, "sh") for line in block.splitlines()]
-    split = [shlex.split(line, comments=True) for line in lines]
+    split = [words_of(line) for code in blocks(document, "sh") for line in command_lines(code)]
     return [words for words in split if any("triscale" in word for word in words)]
 
 
@@ -84,6 +94,7 @@ def snippet(source: str, folder: Path) -> ModuleType:
         ("", []),
         ("```sh\nmake demo\n```\n```python\ntriscale no\n```\n", []),
         ("```sh\ntriscale eval a b # c\n```\n", [["triscale", "eval", "a", "b"]]),
+        ("```sh\ntriscale eval \\\n  a b > c\n```\n", [["triscale", "eval", "a", "b"]]),
     ],
 )
 def test_commands_are_found(document: str, expected: list[list[str]]) -> None:

@@ -180,7 +180,8 @@ def run_line(line: str, stage: Stage) -> None:
         extra += ["--set", f"model.backbone={backbone_for(arguments.init)}"]
     elif words[1] == "eval":
         extra = ["--size", "64", "--workers", "0"]
-    assert cli.main([*words[1:], *extra]) == 0, line
+    fine = (0, 2) if words[1] == "check" else (0,)  # 2: it found something in the drawn pictures
+    assert cli.main([*words[1:], *extra]) in fine, line
 
 
 def backbone_for(init: str | None) -> str:

@@ -34,6 +34,7 @@ NOT_RUN = {
     r"^make ": "the developer's commands; `make test` is running",
     r"^torchrun ": "several processes: tests/test_torchrun.py",
     r"^sbatch ": "needs Slurm; the scripts are tested in tests/test_torchrun.py",
+    r"^(pip|tensorboard|wandb|mlflow) ": "other programs",
     r"^python benchmarks/": "measurements take minutes: tests/test_benchmarks.py",
     r"^triscale download (?!list)": "needs the network: tests/weights/test_zoo.py",
     r"^triscale train data --recipe gluoncv-voc": "darknet53 is too large: tests/weights",
@@ -178,6 +179,8 @@ def run_line(line: str, stage: Stage) -> None:
             at = words.index("--minutes")
             del words[at : at + 2]
         extra += ["--set", f"model.backbone={backbone_for(arguments.init)}"]
+    elif words[1] in ("preview", "anchors"):
+        extra = ["--set", "train.batch_size=4"]
     elif words[1] == "eval":
         extra = ["--size", "64", "--workers", "0"]
     fine = (0, 2) if words[1] == "check" else (0,)  # 2: it found something in the drawn pictures

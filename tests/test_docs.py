@@ -57,7 +57,7 @@ def words_of(line: str) -> list[str]:
 def commands(document: str) -> list[list[str]]:
     """The words of each `triscale` command line in the shell blocks of a Markdown text."""
     split = [words_of(line) for code in blocks(document, "sh") for line in command_lines(code)]
-    return [words for words in split if any("triscale" in word for word in words)]
+    return [words for words in split if {"triscale", "triscale.train_yolo3"} & set(words)]
 
 
 def parse(words: list[str]) -> argparse.Namespace:

@@ -6,11 +6,14 @@ one rule. The constants are rules of thumb; `docs/recipes.md` has the figures th
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
-from triscale.anchors import Anchors
+import numpy as np
+from numpy.typing import NDArray
+
+from triscale.anchors import STRIDES, Anchors
 from triscale.data.index import Index
-from triscale.kmeans import Shapes, cluster, deal, fit_of
+from triscale.kmeans import Shapes, cluster, deal, fit_of, flat, shape_iou
 
 POOR_RECALL, BETTER = 0.8, 0.05  # of the usual anchors; what others must add to it
 BOXES_PER_ANCHOR = 100  # fewer say too little about objects to come
@@ -48,3 +51,30 @@ def objection(shapes: Shapes, usual: Shapes, found: Shapes) -> str:
     if after < before + BETTER:
         return f"{after:.0%} with k-means', {100 * BETTER:.0f} points more are wanted"
     return ""
+
+
+def overall_rows(shapes: Shapes, sets: Sequence[Anchors]) -> list[tuple[str, ...]]:
+    """How well sets of anchors fit boxes (m, 2), m >= 1: a row for each figure."""
+    overlaps = [shape_iou(shapes, flat(anchors)) for anchors in sets]
+    best = [overlap.max(1) for overlap in overlaps]
+    rows = [
+        ("boxes that overlap one by half", *(f"{(b > 0.5).mean():.1%}" for b in best)),
+        ("by a quarter", *(f"{(b > 0.25).mean():.1%}" for b in best)),
+        ("mean IoU with the best one", *(f"{b.mean():.3f}" for b in best)),
+    ]
+    for i, stride in enumerate(STRIDES[: len(sets[0])]):
+        nearest = [o.argmax(1) // len(a[0]) == i for o, a in zip(overlaps, sets, strict=True)]
+        rows.append((f"boxes that go to stride {stride}", *(f"{n.mean():.1%}" for n in nearest)))
+    return rows
+
+
+def class_rows(
+    shapes: Shapes, labels: NDArray[np.int32], classes: Sequence[str], *, sets: Sequence[Anchors]
+) -> list[tuple[str, ...]]:
+    """A row for each class: name, number of boxes, share that overlaps an anchor by half."""
+    rows: list[tuple[str, ...]] = []
+    for label, name in enumerate(classes):
+        own = shapes[labels == label]
+        recalls = (f"{fit_of(own, flat(anchors))[0]:.1%}" if len(own) else "-" for anchors in sets)
+        rows.append((name, str(len(own)), *recalls))
+    return rows

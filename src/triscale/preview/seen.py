@@ -1,4 +1,4 @@
-"""What the network will see: the samples of training's first steps, and what each object is given to.
+"""What the network will see: the samples of an epoch, and what each object is given to.
 
 Nothing is imitated here. The plan, the loader, the colour step and the targets are those of the
 training loop, called in its order; this file only keeps what they say, picture by picture.
@@ -30,8 +30,6 @@ from triscale.recipe import Recipe
 from triscale.training import make_plan
 from triscale.types import Batch, Draw, Predictions
 
-TINY = 8  # pixels: a cell of the finest map
-
 
 class Pairs(NamedTuple):
     """The P pairs of an object and a prediction that the objects of one picture ask for."""
@@ -49,6 +47,7 @@ class Seen(NamedTuple):
 
     step: int
     draw: Draw
+    size: tuple[int, int]  # height, width of the network input
     image: NDArray[np.uint8]  # (H, W, 3) RGB; what the colours push beyond 0..255 is cut off
     boxes: NDArray[np.float32]  # (n, 4) xyxy pixels of `image`
     labels: NDArray[np.int64]  # (n,)
@@ -150,6 +149,7 @@ def look_at(
             Seen(
                 step,
                 draw,
+                size,
                 images[i],
                 boxes,
                 batch.labels[i].numpy()[real],

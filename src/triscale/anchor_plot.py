@@ -13,7 +13,7 @@ from triscale.kmeans import Shapes, fit_of, flat, shape_iou
 
 MOST_POINTS = 5000
 _COLOURS = ("#e69f00", "#0072b2", "#009e73")  # of the strides; Okabe and Ito 2008
-_SETS = (("as it is", "s", "#555555"), ("by k-means", "o", "#cc3311"))
+_SETS = (("as they are", "s", "#555555"), ("by k-means", "o", "#cc3311"))
 
 
 def write_plot(

@@ -34,11 +34,11 @@ def run(arguments: argparse.Namespace) -> None:
         recipe, data = open_as_train(arguments, init=arguments.init, say=narrator.say)
         model, recipe = initial_network(recipe, data.classes, say=narrator.say)
         index = training_index(recipe, data)
-        notes = [f"{recipe.model.backbone}, {recipe.train.epochs} epochs, seed {recipe.train.seed}"]
+        train, notes = recipe.train, list[str]()
         if recipe.assign.dynamic:
             notes.append(
-                "assign.dynamic lets the network choose among its predictions: here chooses the "
-                "one that training begins with, later ones choose otherwise."
+                "assign.dynamic lets the network choose among its predictions. Here the network "
+                "chooses with which training begins; later on it chooses otherwise."
             )
         narrator.begin("drawing", count)
         samples = seen_in_training(recipe, index, model, epoch=epoch, count=count)
@@ -46,14 +46,15 @@ def run(arguments: argparse.Namespace) -> None:
             out,
             samples,
             title=f"Preview of {data.root.absolute().name}",
-            lead=f"What training sees from epoch {epoch} on, {notes[0]}",
+            lead=f"What training with {recipe.model.backbone} sees from epoch {epoch} of "
+            f"{train.epochs} on, with seed {train.seed}",
             classes=data.classes,
             ids=index.ids,
             anchors=model.anchors,
-            notes=notes[1:],
+            notes=notes,
             on_sample=narrator.advance,
         )
-    table(("", ""), figures_of(seen))
-    for line in [*advice(seen), *notes[1:]]:
+    table(("what", "figure", "of"), figures_of(seen))
+    for line in [*advice(seen), *notes]:
         print(line)
     print(f"{len(seen)} samples in {out}; look at {out / 'preview.html'} or {out / 'sheet.png'}")

@@ -32,12 +32,13 @@ def draw_seen(seen: Seen, classes: Sequence[str]) -> Image:
     scale = max(1, round(SHOWN_SIDE / max(seen.size)))
     out = seen.image.repeat(scale, 0).repeat(scale, 1)
     pairs, lost, strides = seen.pairs, seen.lost, seen.strides
-    for p in np.argsort(pairs.first, kind="stable").tolist():  # the first ones on top
+    # on top what is lost, below it the first ones
+    for p in np.lexsort((pairs.first, ~pairs.won)).tolist():
         stride, first = int(pairs.strides[p]), bool(pairs.first[p])
         colour = STRIDE_COLOURS[stride]
         corners = _cell(pairs.cells[p], stride, seen.size, scale)
         if pairs.won[p]:
-            _fill(out, corners, colour, 0.5 if first else 0.3)
+            _fill(out, corners, colour, 0.5 if first else 0.2)
             _dashed(out, _anchor(seen, p, scale), colour, 2 if first else 1)
         cv2.rectangle(out, *corners, colour if pairs.won[p] else LOST, 2 if first else 1)
         if not pairs.won[p]:

@@ -39,40 +39,47 @@ def objects_of(samples: Sequence[Seen]) -> Objects:
     )
 
 
-def figures_of(samples: Sequence[Seen]) -> list[tuple[str, str]]:
-    """What is counted and the figure, for a terminal and a page; at least one sample."""
+class Figure(NamedTuple):
+    """Something counted or measured, for a terminal and a page."""
+
+    name: str
+    value: str
+    detail: str = ""
+
+
+def figures_of(samples: Sequence[Seen]) -> list[Figure]:
+    """What is to be known about some samples, at least one."""
     objects, many = objects_of(samples), len(samples)
     total = len(objects.labels)
     before = total + sum(s.cut_off for s in samples)
     sizes = sorted({s.size for s in samples})
     shapes = [f"{width}x{height}" for height, width in (sizes[0], sizes[-1])]
     strides, won = _pairs(samples)
-    pairs = len(strides)
-    rows = [
-        ("samples", str(many)),
-        ("input", " to ".join(dict.fromkeys(shapes))),
-        ("objects a sample", f"{total / many:.1f}"),
-        ("objects that lose their cell", _part(int(objects.lost.sum()), total)),
-    ]
-    if pairs > total:
-        rows += [
-            ("predictions an object asks for", f"{pairs / total:.1f}"),
-            ("of them lost to others", _part(int((~won).sum()), pairs)),
-        ]
-    for stride in np.unique(strides).tolist()[::-1]:
-        number = int((won & (strides == stride)).sum())
-        rows.append((f"found at stride {stride}", _part(number, int(won.sum()))))
+    pairs, given = len(strides), int(won.sum())
     mixed = sum(s.draw.partner is not None for s in samples)
     mosaics = sum(bool(s.draw.tiles) for s in samples)
     return [
-        *rows,
-        ("unlike every anchor (IoU at most .5)", _part(int(objects.unlike.sum()), total)),
-        (f"smaller than {TINY} pixels", _part(int(objects.tiny.sum()), total)),
-        ("objects cut off", _part(before - total, before)),
-        *([("mixups", _part(mixed, many))] if mixed else []),
-        *([("mosaics", _part(mosaics, many))] if mosaics else []),
-        ("fill beside the pictures", f"{np.mean([s.filled for s in samples]):.0%}"),
-        ("padding among the labels", f"{1 - total / max(sum(s.rows for s in samples), 1):.0%}"),
+        Figure("samples", str(many)),
+        Figure("input", " to ".join(dict.fromkeys(shapes))),
+        *([_share("mixups", mixed, many)] if mixed else []),
+        *([_share("mosaics", mosaics, many)] if mosaics else []),
+        Figure("objects a sample", f"{total / many:.1f}"),
+        _share("objects cut off", before - total, before),
+        _share(f"objects smaller than {TINY} pixels", int(objects.tiny.sum()), total),
+        _share("objects that no anchor overlaps by half", int(objects.unlike.sum()), total),
+        _share("objects that lose their cell", int(objects.lost.sum()), total),
+        Figure("predictions an object gets", f"{given / max(total, 1):.2f}"),
+        *([_share("predictions lost to others", pairs - given, pairs)] if pairs > total else []),
+        *(
+            _share(f"at stride {stride}", int((won & (strides == stride)).sum()), given)
+            for stride in np.unique(strides).tolist()[::-1]
+        ),
+        Figure("fill beside the pictures", f"{np.mean([s.filled for s in samples]):.0%}"),
+        _share(
+            "padding among the labels",
+            sum(s.rows for s in samples) - total,
+            sum(s.rows for s in samples),
+        ),
     ]
 
 
@@ -139,5 +146,5 @@ def _pairs(samples: Sequence[Seen]) -> tuple[NDArray[np.int64], NDArray[np.bool_
     return strides, np.concatenate([s.pairs.won for s in samples])
 
 
-def _part(number: int, total: int) -> str:
-    return f"{number} of {total}" + (f" ({number / total:.1%})" if total else "")
+def _share(name: str, number: int, total: int) -> Figure:
+    return Figure(name, f"{number / total:.1%}" if total else "-", f"{number} of {total}")

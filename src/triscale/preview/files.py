@@ -44,27 +44,29 @@ def write_preview(
     `ids` are the short names of the index's pictures, `notes` sentences for the page. The samples
     come back without their pixels.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob("sample-[0-9][0-9][0-9][0-9].png"):  # there may have been more
-        old.unlink()
     seen: list[Seen] = []
     small: list[NDArray[np.uint8]] = []
     shown: list[Html] = []
     for k, sample in enumerate(samples):
         drawn = draw_seen(sample, classes)
+        out.mkdir(parents=True, exist_ok=True)  # not before there is something to write
         write_picture(out / f"sample-{k:04d}.png", drawn)
         seen.append(sample._replace(image=sample.image[:0]))
-        size = SHEET_WIDTH, round(drawn.shape[0] * SHEET_WIDTH / drawn.shape[1])
-        small.append(np.asarray(cv2.resize(drawn, size, interpolation=cv2.INTER_AREA), np.uint8))
         if k < ON_PAGE:
+            size = SHEET_WIDTH, round(drawn.shape[0] * SHEET_WIDTH / drawn.shape[1])
+            drawn_small = cv2.resize(drawn, size, interpolation=cv2.INTER_AREA)
+            small.append(np.asarray(drawn_small, np.uint8))
             names = ", ".join(ids[image] for image in pictures_of(sample.draw))
             shown.append(figure(drawn, caption=f"{summary(sample)} ({names})", width=PAGE_WIDTH))
         on_sample()
+    for old in sorted(out.glob("sample-[0-9][0-9][0-9][0-9].png"))[len(seen) :]:
+        old.unlink()  # of an earlier preview that had more
     columns = min(SHEET_COLUMNS, len(small))
     write_picture(out / "sheet.png", contact_sheet(small, columns=columns, width=SHEET_WIDTH))
     more = f" The first {ON_PAGE} of {len(seen)}; the others lie beside this page."
+    tiles = [(f"{f.name} ({f.detail})" if f.detail else f.name, f.value) for f in figures_of(seen)]
     sections = [
-        Section("Figures", facts(figures_of(seen)) + listing([*advice(seen), *notes])),
+        Section("Figures", facts(tiles) + listing([*advice(seen), *notes])),
         Section("Samples", gallery(shown), _LEGEND + (more if len(seen) > ON_PAGE else "")),
         Section(
             "Strides and anchors",

@@ -23,7 +23,7 @@ def made(
     objects: tuple[int, ...] = (),
     size: tuple[int, int] = (192, 256),
 ) -> Seen:
-    """A grey sample; a row is a pair: object's box, stride, cell, first, won. An anchor is 20x30."""
+    """A grey sample. A row is a pair: box, stride, cell, first, won; all anchors are 20x30."""
     number = len(rows)
     own = objects or tuple(range(number))
     boxes = {which: row[0] for which, row in zip(own, rows, strict=True)}
@@ -120,7 +120,7 @@ def test_cells_of_sides_that_the_stride_does_not_divide() -> None:
     """A map of 3 columns over 72 pixels: 24 each, as the targets have it."""
     seen = made([((50.0, 50.0, 70.0, 70.0), 32, (2, 2), True, True)], size=(72, 72))
     drawn = draw_seen(seen, ["a"])
-    scale = 1000 // 72
+    scale = 14  # to about 1000 pixels
     orange = STRIDE_COLOURS[32]
     assert near(drawn[48 * scale, 72 * scale - 20], orange)
     assert not near(drawn[47 * scale - 2, 72 * scale - 20], orange)

@@ -64,7 +64,7 @@ def test_it_chooses_as_training_does(
     recipe = load_recipe("modern", overrides=given)
     data = open_dataset(devkit, recipe.data)
     _, lines = choose(recipe, data, given=keys, base=load_recipe("modern"))
-    assert any(line.startswith("train.epochs=300 (10 pictures") for line in lines)
+    assert any(line.startswith("train.epochs=200 (10 pictures") for line in lines)
     assert capsys.readouterr().err.splitlines()[-len(lines) :] == lines
 
 

@@ -21,6 +21,8 @@ Image = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 SHOWN_SIDE = 1000  # pixels: small inputs are enlarged to about so many
+SMALL = 60  # pixels: what is drawn smaller isn't covered by captions, if there is another place
+CROWD = 20  # objects: from here on captions are smaller
 STRIDE_COLOURS: dict[int, Colour] = {32: (230, 159, 0), 16: (86, 180, 233), 8: (0, 190, 130)}
 LOST: Colour = (255, 30, 100)
 _BLACK, _PAPER, _INK = (0, 0, 0), (28, 28, 28), (235, 235, 235)
@@ -51,10 +53,17 @@ def draw_seen(seen: Seen, classes: Sequence[str]) -> Image:
         cv2.rectangle(out, low, high, _BLACK, 4, cv2.LINE_AA)
         cv2.rectangle(out, low, high, colour, 2, cv2.LINE_AA)
     taken = np.zeros(out.shape[:2], np.bool_)
+    for low, high in corners:
+        width, height = high[0] - low[0], high[1] - low[1]
+        if max(width, height) < SMALL:  # a caption would hide it
+            _area(taken, low, width, height)[:] = True
+    size = 0.45 if len(corners) < CROWD else 0.35
     for k, (low, high) in enumerate(corners):
         text = f"{ascii_name(classes, int(seen.labels[k]))} s{strides[k]}"
         text += f" x{seen.weights[k]:.2f}" if seen.weights[k] != 1 else ""
-        _caption(out, taken, f"{text} lost" if lost[k] else text, (low, high), colours[k])
+        _caption(
+            out, taken, f"{text} lost" if lost[k] else text, (low, high), colours[k], size=size
+        )
     return np.concatenate([out, _legend(seen, out.shape[1])])
 
 
@@ -132,10 +141,12 @@ def _caption(
     text: str,
     corners: tuple[tuple[int, int], tuple[int, int]],
     colour: Colour,
+    *,
+    size: float,
 ) -> None:
     """Words at a corner of a box, inside the picture, where the fewest others are in the way."""
     (x1, y1), (x2, y2) = corners
-    width, height = cv2.getTextSize(text, _FONT, 0.45, 1)[0][0] + 6, 17
+    width, height = cv2.getTextSize(text, _FONT, size, 1)[0][0] + 6, round(38 * size)
     places = [(x, y) for y in (y1 - height, y2, y1, y2 - height) for x in (x1, x2 - width)]
     rows, columns = image.shape[:2]
     inside = [
@@ -144,7 +155,9 @@ def _caption(
     left, top = min(inside, key=lambda at: int(_area(taken, at, width, height).sum()))
     _area(taken, (left, top), width, height)[:] = True
     _area(image, (left, top), width, height)[:] = colour
-    cv2.putText(image, text, (left + 3, top + 13), _FONT, 0.45, _BLACK, 1, cv2.LINE_AA)
+    cv2.putText(
+        image, text, (left + 3, top + round(29 * size)), _FONT, size, _BLACK, 1, cv2.LINE_AA
+    )
 
 
 def _area(array: NDArray[Any], at: tuple[int, int], width: int, height: int) -> NDArray[Any]:

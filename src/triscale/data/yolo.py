@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import NDArray
 
 from triscale.config import shown
-from triscale.data.build import Convention, Found, Picture, Read, Scan, finish
+from triscale.data.build import Convention, Found, Picture, Problem, Read, Scan, finish
 from triscale.data.classes import require_names
 from triscale.data.options import DataConfig
 from triscale.data.pictures import PICTURE_SUFFIXES, picture_sizes
@@ -101,18 +101,18 @@ def scan_yolo(
     parts = [part.strip() for part in split.split("+")]
     paths = [path for part in parts for path in _picture_paths(source, part, root)]
     pictures: list[Picture] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     num_files = 0
     for path, size in zip(paths, picture_sizes(paths, root), strict=True):
         if isinstance(size, UserError):
-            problems.append(str(size))
+            problems.append(Problem(str(size), "broken-picture", path, picture=path))
             continue
         labels = _label_path(path)
         # A link that leads nowhere isn't the same as no file: its labels are missing.
         if os.path.lexists(labels):
             root.require(labels)
             num_files += 1
-            objects = _read_rows(labels, names, problems)
+            objects = _read_rows(labels, names, problems, picture=path)
         else:
             objects = []
         if objects is not None:
@@ -265,19 +265,22 @@ def _label_path(picture: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _read_rows(path: Path, names: tuple[str, ...], problems: list[str]) -> list[Found] | None:
+def _read_rows(
+    path: Path, names: tuple[str, ...], problems: list[Problem], *, picture: Path
+) -> list[Found] | None:
     """The objects of a label file; None if it can't be read."""
     try:
         rows = read_lines(path, limit=_MAX_LABEL_BYTES)
     except UserError as error:
-        problems.append(str(error))
+        problems.append(Problem(str(error), "broken-labels", path, picture=picture))
         return None
     objects: list[Found] = []
     for number, row in enumerate(rows, 1):
         if row.strip():
             found = _read_row(row, number, names)
             if isinstance(found, str):
-                problems.append(f"{path}: line {number}: {found}")
+                line = f"{path}: line {number}: {found}"
+                problems.append(Problem(line, "broken-object", path, number, picture))
             else:
                 objects.append(found)
     return objects

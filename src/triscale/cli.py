@@ -14,13 +14,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 from triscale import __version__
-from triscale.commands import convert, download, evaluate, predict, recipes, train
+from triscale.commands import check, convert, download, evaluate, predict, recipes, train
 from triscale.errors import OutOfMemoryError, ProcessLostError, UserError, ran_out_of_memory
 from triscale.interrupt import Interrupted, leave_undisturbed
 
 _COMMANDS = {
     "train": train,
     "eval": evaluate,
+    "check": check,
     "predict": predict,
     "convert": convert,
     "download": download,

@@ -42,7 +42,7 @@ class Problem(str):
 
     kind: str  # broken-picture, missing-picture, broken-labels, ...: see doctor/findings.py
     file: str  # what is to be mended
-    number: int  # of the object as in Found, in COCO the position in its list; 0: all of the file
+    number: int  # of the object as in Found, in COCO the entry's position in its list; 0: none
     picture: str  # the picture that is concerned, if it is known
 
     def __new__(
@@ -120,6 +120,7 @@ class Scan(NamedTuple):
     names: tuple[str, ...]  # the classes that the files declare, or else mention, in order
     drop_empty: bool = False  # leave out pictures without objects
     seen: Seen | None = None  # all pictures that were looked at, for the cache
+    file: str = ""  # where there is one that holds all labels
 
 
 class Judged(NamedTuple):

@@ -87,7 +87,9 @@ def scan_coco(
     rows = _join(pictures, objects, chosen, readable=readable, sizes=sizes, names=names)
     classes = tuple(dict.fromkeys(names.values()))
     drop_empty = config.skip_empty and not evaluation
-    return Scan(annotations.stem, _COCO, rows, problems, classes, drop_empty, seen)
+    return Scan(
+        annotations.stem, _COCO, rows, problems, classes, drop_empty, seen, str(annotations)
+    )
 
 
 def _to_xyxy(written: NDArray[np.float64], sizes: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -341,8 +343,9 @@ def _look_at(
         block_sizes = picture_sizes([Path(path) for path in block], root)
         for i, (path, size) in enumerate(zip(block, block_sizes, strict=True), start):
             row = named[i]
+            position = int(images.positions[row])
             if isinstance(size, UserError):
-                problems.append(Problem(str(size), "broken-picture", path, picture=path))
+                problems.append(Problem(str(size), "broken-picture", path, position, path))
                 continue
             height, width = images.said[row].tolist()
             said = (height, width) if images.sized[row] else None
@@ -352,7 +355,6 @@ def _look_at(
                     f"{images.sources[int(row)]}: {line}",
                     "wrong-size" if said else "no-size",
                 )
-                position = int(images.positions[row])
                 problems.append(Problem(text, kind, images.annotations, position, path))
             usable[row] = said in (None, size)  # else the boxes belong to some other picture
             sizes[row] = size

@@ -217,7 +217,7 @@ class _Labels(NamedTuple):
 
 def _read_xml(data: bytes) -> _Labels:
     try:
-        root = _parse(data)
+        root = parse_xml(data)
     # ValueError and LookupError: an encoding that Python doesn't know.
     except (expat.ExpatError, ValueError, LookupError) as error:
         return _Labels(None, [], [(0, f"not an XML file that can be read ({error})")], usable=False)
@@ -237,7 +237,8 @@ def _read_xml(data: bytes) -> _Labels:
     return _Labels(_read_size(root), objects, problems)
 
 
-def _parse(data: bytes) -> ElementTree.Element:
+def parse_xml(data: bytes) -> ElementTree.Element:
+    """The tree of an XML file; ValueError, LookupError or ExpatError for what is refused."""
     if data.count(b"<") > _MAX_XML_TAGS:
         raise ValueError(f"more than {_MAX_XML_TAGS:,} tags")
     builder = ElementTree.TreeBuilder()

@@ -46,13 +46,13 @@ def find_duplicates(pictures: Pictures) -> list[Finding]:
         listed.add((split, path))
         if (split, look.digest) in first:
             other = pictures.paths[first[split, look.digest]]
-            found.append(_finding("copy", pictures, i, other, f"the same file as {other}"))
+            found.append(_finding("copy", pictures, i, other, f"the same file as {_name(other)}"))
             continue
         first[split, look.digest] = i
         before = first.get(("train", look.digest))
         if split != "train" and before is not None:
             other = pictures.paths[before]
-            what = f"is in train, too, as {other}" if other != path else "is in train, too"
+            what = f"is in train, too, as {_name(other)}" if other != path else "is in train, too"
             found.append(_finding("leak", pictures, i, other, what))
             continue
         fresh.append(i)
@@ -70,7 +70,7 @@ def _near(pictures: Pictures, fresh: Sequence[int]) -> list[Finding]:
     found: list[Finding] = []
     for (i, across), (likeness, j) in sorted(best.items()):
         other = pictures.paths[j]
-        what = f"looks like {other}" + f" of {pictures.splits[j]}" * across
+        what = f"looks like {_name(other)}" + f" of {pictures.splits[j]}" * across
         kind = "similar-leak" if across else "similar"
         found.append(_finding(kind, pictures, i, other, f"{what} ({likeness:.1%} alike)"))
     return found
@@ -79,6 +79,11 @@ def _near(pictures: Pictures, fresh: Sequence[int]) -> list[Finding]:
 def _finding(kind: str, pictures: Pictures, i: int, other: str, what: str) -> Finding:
     path = pictures.paths[i]
     return Finding(kind, pictures.splits[i], path, "", what, picture=path, other=other)
+
+
+def _name(path: str) -> str:
+    """The name of a file; the finding has all of its path."""
+    return path.rpartition("/")[2]
 
 
 def similar_pairs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from triscale.doctor.findings import Finding, count, grouped
 from triscale.doctor.labels import broken, classes, objects
 from triscale.doctor.pictures import look_at_all
 from triscale.doctor.stray import stray_files
-from triscale.kmeans import Shapes, flat
+from triscale.kmeans import flat
 from triscale.log import Narrator
 from triscale.model.yolo import skeleton
 from triscale.recipe import Recipe
@@ -41,6 +41,10 @@ class Report(NamedTuple):
     splits: tuple[Split, ...]
     size: int  # of the network input that boxes were measured at
     findings: tuple[Finding, ...]
+
+    def unreadable(self) -> list[str]:
+        """The pictures that are there and can't be decoded."""
+        return [f.path for f in self.findings if f.kind == "broken-picture"]
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -67,11 +71,16 @@ def examine(
     path: Path,
     recipe: Recipe,
     *,
-    size: int | None = None,
+    base: Recipe | None = None,
+    given: Collection[str] = (),
     workers: int = 0,
     narrator: Narrator | None = None,
 ) -> Report:
-    """Look at everything in a data set; `size` None: the one that training would choose."""
+    """Look at everything in a data set.
+
+    Boxes are measured at the size and with the anchors that `triscale train` would choose, unless
+    they are among the keys that are `given`; see `choose`.
+    """
     narrator = narrator or Narrator(enabled=False)
     scanned = scan_dataset(path, recipe.data)
     inclusive = recipe.data.inclusive_boxes
@@ -93,9 +102,11 @@ def examine(
         judged["val"].read.index if "val" in judged else None,
         (),
     )
-    recipe, anchors = _at_training(recipe, data, size)
+    if data.train is not None and len(data.train.boxes):
+        recipe, _ = choose(recipe, data, given=given, base=base)
+    own = recipe.model.anchors or skeleton(recipe.model, max(1, len(data.classes))).anchors
     for role, split in judged.items():
-        found += objects(split, role, size=recipe.train.size, anchors=anchors)
+        found += objects(split, role, size=recipe.train.size, anchors=flat(own))
     splits = [_count(role, split) for role, split in judged.items()]
     found += classes({split.role: split.per_class for split in splits}, scanned.classes)
     found += stray_files(scanned.format, list(judged.values()))
@@ -104,16 +115,6 @@ def examine(
     return Report(
         str(path), scanned.format, scanned.classes, tuple(splits), recipe.train.size, tuple(ordered)
     )
-
-
-def _at_training(recipe: Recipe, data: Data, size: int | None) -> tuple[Recipe, Shapes]:
-    """The recipe as `triscale train` would fit it to the data, and its anchors."""
-    given = ["train.size"] * (size is not None)
-    fitted = replace(recipe, train=replace(recipe.train, size=size or recipe.train.size))
-    if data.train is not None and len(data.train.boxes):
-        fitted, _ = choose(fitted, data, given=given, base=recipe)
-    anchors = fitted.model.anchors or skeleton(fitted.model, max(1, len(data.classes))).anchors
-    return fitted, flat(anchors)
 
 
 def _count(role: str, judged: Judged) -> Split:

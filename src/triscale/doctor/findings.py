@@ -6,7 +6,7 @@ in it. A note is a fact to know.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 Severity = Literal["error", "warning", "note"]
@@ -191,3 +191,8 @@ def grouped(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
 def count(findings: Sequence[Finding]) -> dict[Severity, int]:
     """How many there are of each severity."""
     return {name: sum(f.severity == name for f in findings) for name in SEVERITIES}
+
+
+def in_words(counts: Mapping[Severity, int]) -> str:
+    """2 errors, 1 warning, 0 notes"""
+    return ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in counts.items())

@@ -31,10 +31,10 @@ def broken(judged: Judged, split: str) -> list[Finding]:
             kind = "missing-picture"
         found.append(Finding(kind, split, problem.file, "", what, picture=problem.picture))
     for i, picture in _objects(judged, judged.faults != 0):
-        kind, name, what = judged.fault(i)
-        box = _written(judged, i, picture)
-        path, picture_path = judged.rows.sources[picture], judged.rows.paths[picture]
-        found.append(Finding(kind, split, path, name, what, picture=picture_path, box=box))
+        kind, _, what = judged.fault(i)
+        path, name = _place(judged, i, picture)
+        seen, box = judged.rows.paths[picture], _written(judged, i, picture)
+        found.append(Finding(kind, split, path, name, what, picture=seen, box=box))
     return found
 
 
@@ -49,11 +49,9 @@ def objects(judged: Judged, split: str, *, size: int, anchors: Shapes) -> list[F
     found: list[Finding] = []
 
     def tell(kind: str, i: int, picture: int, what: str) -> None:
-        path, name = judged.rows.sources[picture], judged.object(i)
-        box = _box(judged.boxes[i])
-        found.append(
-            Finding(kind, split, path, name, what, picture=judged.rows.paths[picture], box=box)
-        )
+        path, name = _place(judged, i, picture)
+        seen, box = judged.rows.paths[picture], _box(judged.boxes[i])
+        found.append(Finding(kind, split, path, name, what, picture=seen, box=box))
 
     side = np.sqrt(shapes.prod(1))
     for i, picture in _objects(judged, usable & (side < TINY)):
@@ -121,6 +119,14 @@ def _similar_names(names: Sequence[str]) -> list[Finding]:
             what = f"differs from '{other}' in case or spaces only"
             found.append(Finding("similar-names", "", "", f"class '{name}'", what))
     return found
+
+
+def _place(judged: Judged, i: int, picture: int) -> tuple[str, str]:
+    """The file that holds object `i`, and what it is called in there."""
+    source, file = judged.rows.sources[picture], judged.scan.file
+    if not file:
+        return source, judged.object(i)
+    return file, f"{source.removeprefix(f'{file}: ')}: {judged.object(i)}"
 
 
 def _objects(judged: Judged, chosen: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

@@ -34,7 +34,10 @@ def sheet(report: Report) -> str:
     for kind, found in grouped(report.findings).items():
         title = f"{KINDS[kind].title[0].upper()}{KINDS[kind].title[1:]} ({len(found)})"
         note = f"{KINDS[kind].severity}; to mend: {KINDS[kind].advice}"
-        sections.append(Section(title, _pictures(found, report) + _rows(found, report), note))
+        shown, rows = _pictures(found, report), _rows(found, report)
+        more = f" (the first {ROWS}; check.json has all)" if len(found) > ROWS else ""
+        rows = details(f"all {len(found)} as a list{more}", rows) if shown else rows
+        sections.append(Section(title, shown + rows, note))
     return page(f"Check of {Path(report.path).name}", lead=in_words(counts), sections=sections)
 
 
@@ -42,24 +45,23 @@ def _overview(report: Report) -> Html:
     counts = count(report.findings)
     tiles = facts(
         [
+            *((f"{name}s", n) for name, n in counts.items()),
             ("format", report.format),
             ("classes", len(report.classes)),
             *((f"pictures in {split.role}", split.pictures) for split in report.splits),
             *((f"objects in {split.role}", split.objects) for split in report.splits),
-            ("size of training, pixels", report.size),
-            *((f"{name}s", n) for name, n in counts.items()),
+            ("input size, pixels", report.size),
         ]
     )
     columns = [split.per_class for split in report.splits]
     rows = [(name, *(c[i] for c in columns)) for i, name in enumerate(report.classes)]
-    classes = table(("class", *(f"objects in {s.role}" for s in report.splits)), rows)
+    classes = table(("objects of", *(split.role for split in report.splits)), rows)
     return Html(tiles + classes)
 
 
 def _rows(found: Sequence[Finding], report: Report) -> Html:
     rows = [(f.split, short(f.path, report.path), f.object, f.what) for f in found[:ROWS]]
-    more = f" (the first {ROWS}; check.json has all)" if len(found) > ROWS else ""
-    return details(f"{len(found)} findings{more}", table(("split", "file", "object", "what"), rows))
+    return table(("split", "file", "object", "what"), rows)
 
 
 def _pictures(found: Sequence[Finding], report: Report) -> Html:

@@ -39,7 +39,8 @@ def stray_files(format: str, splits: Sequence[Judged]) -> list[Finding]:
             first = os.path.join(folder, unused[0])
             found.append(Finding("unused-pictures", "", folder, "", what, picture=first))
     for folder, pictures in sorted(folders.items()):
-        stems = {os.path.splitext(name)[0] for name in there[pictures]}
+        # a missing picture has been told of
+        stems = {os.path.splitext(name)[0] for name in there[pictures] | used.get(pictures, set())}
         suffix = ".xml" if format == "voc" else ".txt"
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
             stem, ending = os.path.splitext(name)

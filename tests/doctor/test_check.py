@@ -242,7 +242,7 @@ FAULTS: list[tuple[str, str, str, f.Plant, str, str]] = [
         "",
         f.file("JPEGImages/x.jpg", ""),
         "JPEGImages",
-        "1 pictures in no split: x.jpg",
+        "1 in no split: x.jpg",
     ),
     ("yolo", "no-labels", "", f.gone("labels", "t1"), "image t1", "no label file"),
     ("yolo", "no-objects", "", f.emptied, "image t1", "no object"),

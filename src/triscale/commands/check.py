@@ -119,7 +119,7 @@ def _print(report: Report) -> None:
             line = finding._replace(path=short(finding.path, report.path)).line()
             print(f"  {line}")
         _print_more(found)
-        print(f"  to mend: {KINDS[kind].advice}")
+        print(f"  what to do: {KINDS[kind].advice}")
 
 
 def _print_changes(changes: Sequence[Change], out: Path) -> None:

@@ -18,6 +18,7 @@ TINY = 4.0  # pixels, the root of the area at the training size: a quarter of a 
 WHOLE = 0.99  # of the picture's area
 POOR_IOU = 0.2  # with the best anchor
 SAME_BOX, SAME_PLACE = 0.9, 0.97  # IoU of two objects of one class, of different classes
+_PIXELS = 2  # what is larger in a YOLO file was never meant as a part of a side
 RARE = 10  # training objects of a class
 IMBALANCE = 100  # times as many objects
 
@@ -32,6 +33,8 @@ def broken(judged: Judged, split: str) -> list[Finding]:
         found.append(Finding(kind, split, problem.file, "", what, picture=problem.picture))
     for i, picture in _objects(judged, judged.faults != 0):
         kind, _, what = judged.fault(i)
+        if judged.scan.convention.item == "line" and judged.rows.boxes[i].max() > _PIXELS:
+            what += " (pixels? the numbers are parts of the picture's sides)"
         path, name = _place(judged, i, picture)
         seen, box = judged.rows.paths[picture], _written(judged, i, picture)
         found.append(Finding(kind, split, path, name, what, picture=seen, box=box))

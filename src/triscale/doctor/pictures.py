@@ -74,7 +74,7 @@ def look_at(path: str) -> Look:
     try:
         data = read_regular(Path(path), limit=MAX_PICTURE_BYTES)
         kinds, reduction = _stored_as(data, Path(path))
-        with _complaints() as said:
+        with decoder_complaints() as said:
             image = read_picture(Path(path), reduction=reduction)
     except UserError as error:
         return Look(error=str(error).removeprefix(f"{path}: "))
@@ -126,7 +126,7 @@ def _stored_as(data: bytes, path: Path) -> tuple[tuple[str, ...], int]:
 
 
 @contextmanager
-def _complaints() -> Generator[list[str]]:
+def decoder_complaints() -> Generator[list[str]]:
     """A list that holds, at the end, what libjpeg said on stderr in between about damaged data."""
     said: list[str] = []
     with tempfile.TemporaryFile() as file:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from triscale.data.pictures import read_picture
 from triscale.doctor.examine import Report
 from triscale.doctor.findings import KINDS, Box, Finding, count, grouped, in_words
+from triscale.doctor.pictures import decoder_complaints
 from triscale.errors import UserError
 from triscale.page import Html, Section, details, escape, facts, figure, gallery, page, table
 
@@ -33,10 +34,10 @@ def sheet(report: Report) -> str:
     sections = [Section("Overview", _overview(report))]
     for kind, found in grouped(report.findings).items():
         title = f"{KINDS[kind].title[0].upper()}{KINDS[kind].title[1:]} ({len(found)})"
-        note = f"{KINDS[kind].severity}; to mend: {KINDS[kind].advice}"
+        note = f"{KINDS[kind].severity}; what to do: {KINDS[kind].advice}"
         shown, rows = _pictures(found, report), _rows(found, report)
         more = f" (the first {ROWS}; check.json has all)" if len(found) > ROWS else ""
-        rows = details(f"all {len(found)} as a list{more}", rows) if shown else rows
+        rows = details(f"as a list{more}", rows) if shown else rows
         sections.append(Section(title, shown + rows, note))
     return page(f"Check of {Path(report.path).name}", lead=in_words(counts), sections=sections)
 
@@ -96,7 +97,8 @@ def short(path: str, root: str) -> str:
 
 def _drawn(path: Path, boxes: Sequence[Box], colour: tuple[int, int, int]) -> Image:
     """A picture at the size of the page, with a margin for boxes that leave it."""
-    image = read_picture(path)
+    with decoder_complaints():  # they have been told
+        image = read_picture(path)
     scale = _SIDE / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
@@ -116,9 +118,10 @@ def _drawn(path: Path, boxes: Sequence[Box], colour: tuple[int, int, int]) -> Im
         np.uint8,
     )
     moved = scaled + np.array([left, top, left, top])
-    for box in moved.clip(-10 * _SIDE, 10 * _SIDE):
+    # what is farther away than the margin shows at its edge
+    for box in moved.clip(2, [image.shape[1] - 3, image.shape[0] - 3] * 2):
         x1, y1, x2, y2 = np.round(box).astype(int).tolist()
-        for shade, line in (((0, 0, 0), 5), (colour, 2)):
+        for shade, line in (((0, 0, 0), 5), (colour, 3)):
             cv2.rectangle(image, (x1, y1), (x2, y2), shade, line, cv2.LINE_AA)
             if max(x2 - x1, y2 - y1) < _SMALL:
                 centre = ((x1 + x2) // 2, (y1 + y2) // 2)

@@ -35,7 +35,7 @@ def stray_files(format: str, splits: Sequence[Judged]) -> list[Finding]:
     for folder, names in sorted(used.items()):
         if unused := sorted(there[folder] - names):
             more = f" and {len(unused) - _SHOWN} more" if len(unused) > _SHOWN else ""
-            what = f"{len(unused)} pictures in no split: {', '.join(unused[:_SHOWN])}{more}"
+            what = f"{len(unused)} in no split: {', '.join(unused[:_SHOWN])}{more}"
             first = os.path.join(folder, unused[0])
             found.append(Finding("unused-pictures", "", folder, "", what, picture=first))
     for folder, pictures in sorted(folders.items()):

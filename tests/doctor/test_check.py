@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from triscale.data.open import open_dataset
 from triscale.doctor.examine import Report, examine
 from triscale.doctor.findings import KINDS
 from triscale.doctor.mend import mend
+from triscale.errors import UserError
 from triscale.recipe import Recipe, load_recipe
 
 FAULTS: list[tuple[str, str, str, f.Plant, str, str]] = [
@@ -472,6 +474,27 @@ def test_pictures_turned_for_the_labels(tmp_path: Path) -> None:
     after = (tmp_path / "out/train/t0.jpg").read_bytes()
     assert len(before) == len(after)
     assert [(a, b) for a, b in zip(before, after, strict=True) if a != b] == [(6, 1)]
+
+
+def test_an_object_without_any_area(tmp_path: Path) -> None:
+    """The area of its box is no better, so it goes."""
+    clean = write_set(tmp_path / "set", "coco")
+    f.entry("annotations", 0, area=0, bbox=[9, 9, 0, 9])(clean)
+    _, changes = mend(clean.root, tmp_path / "out", Recipe().data)
+    assert [change.what.split(":")[0] for change in changes] == ["now the area of the box", "deleted"]
+    assert len(objects(tmp_path / "out")["t0"]) == 3
+
+
+def test_labels_elsewhere_are_not_touched(tmp_path: Path) -> None:
+    """A set that may name files outside of it isn't copied, and what is outside stays as it is."""
+    clean = write_set(tmp_path / "set", "coco")
+    f.entry("annotations", 0, area=0)(clean)
+    clean.labels["t0"].rename(tmp_path / "train.json")
+    config = replace(Recipe().data, outside=True, train="../train.json")
+    before = state(tmp_path)
+    with pytest.raises(UserError, match="lies outside of"):
+        mend(clean.root, tmp_path / "out", config)
+    assert state(tmp_path) == before
 
 
 def test_lists_of_absolute_paths_speak_of_the_copy(tmp_path: Path) -> None:

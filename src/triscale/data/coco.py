@@ -332,7 +332,8 @@ def _look_at(
     """Of the n sorted pictures: (n,) whether it can be used, (n, 2) height and width."""
     for row in np.flatnonzero(~images.named):
         line = f"{images.annotations}: image {images.ids[row]}: no text as 'file_name'"
-        problems.append(Problem(line, "broken-image", images.annotations, images.positions[row]))
+        position = int(images.positions[row])
+        problems.append(Problem(line, "broken-image", images.annotations, position))
     usable, sizes = np.zeros(len(images.ids), np.bool_), np.zeros((len(images.ids), 2), np.int32)
     states = [np.zeros((0, 2), np.int64)]
     named = np.flatnonzero(images.named)
@@ -351,10 +352,8 @@ def _look_at(
             said = (height, width) if images.sized[row] else None
             line = size_problem(said, size)
             if line:
-                text, kind = (
-                    f"{images.sources[int(row)]}: {line}",
-                    "wrong-size" if said else "no-size",
-                )
+                text = f"{images.sources[int(row)]}: {line}"
+                kind = "wrong-size" if said else "no-size"
                 problems.append(Problem(text, kind, images.annotations, position, path))
             usable[row] = said in (None, size)  # else the boxes belong to some other picture
             sizes[row] = size

@@ -97,7 +97,7 @@ def mend(
             return copy, list(changes)
         work = _Work(out, scanned, judged, left_out, changes)
         if scanned.format == "coco":
-            _mend_coco(work, last=number == _ROUNDS - 1)
+            _mend_coco(work, first=number == 0)
         else:
             _mend_files(work)
         left_out = {}
@@ -168,12 +168,15 @@ def _relative(path: str, folder: Path, *, at: Path | None = None) -> str:
 
 
 def _require_within(scanned: Scanned, folder: Path) -> None:
-    """UserError unless all pictures of a data set lie in a folder by their names."""
+    """UserError unless all pictures and labels of a data set lie in a folder by their names."""
     for scan in scanned.scans.values():
         rows = scan.pictures
         paths = rows.paths if isinstance(rows, Rows) else [picture.path for picture in rows]
-        for parent in {os.path.dirname(path) for path in paths}:
-            _moved(parent, folder, folder)
+        sources = rows.sources if isinstance(rows, Rows) else [picture.source for picture in rows]
+        files = [*paths, *sources, *(problem.file for problem in scan.problems)]
+        files += [scan.file] * bool(scan.file)
+        for parent in {os.path.dirname(path) for path in files}:
+            _moved(parent or os.curdir, folder, folder)
 
 
 def _lists(source: YoloSource) -> list[Path]:
@@ -226,7 +229,7 @@ def _mend_files(work: _Work) -> None:
             rewrite_list(path, work.left_out)
 
 
-def _mend_coco(work: _Work, *, last: bool) -> None:
+def _mend_coco(work: _Work, *, first: bool) -> None:
     """COCO: one file for each split."""
     files: dict[str, CocoEdits] = {}
     for judged in work.judged.values():
@@ -239,7 +242,9 @@ def _mend_coco(work: _Work, *, last: bool) -> None:
                 edits.categories.add(problem.number)
             elif problem.kind == "broken-image":
                 edits.images.add(problem.number)
-            elif problem.kind == "broken-object" or (problem.kind == "no-area" and last):
+            elif problem.kind == "broken-object" or (
+                problem.kind == "no-area" and not first
+            ):
                 edits.annotations.add(problem.number)
             elif problem.kind == "no-area":
                 edits.areas.add(problem.number)
@@ -292,7 +297,8 @@ def _new_box(work: _Work, judged: Judged, i: int) -> Box | None:
             judged.rows.boxes[i : i + 1], np.array([[height, width]], np.int32)
         )
         inside = np.clip(edges, 0, (width, height, width, height))
-        (area,), (left,) = ((e[:, 2:] - e[:, :2]).prod(1).tolist() for e in (edges, inside))
+        with np.errstate(over="ignore"):  # a box of absurd size has an infinite area
+            (area,), (left,) = ((e[:, 2:] - e[:, :2]).prod(1).tolist() for e in (edges, inside))
         if left >= MIN_LEFT * area:
             work.tell(source, name, f"clipped to the picture: {what}")
             x1, y1, x2, y2 = inside[0].tolist()

@@ -481,7 +481,10 @@ def test_an_object_without_any_area(tmp_path: Path) -> None:
     clean = write_set(tmp_path / "set", "coco")
     f.entry("annotations", 0, area=0, bbox=[9, 9, 0, 9])(clean)
     _, changes = mend(clean.root, tmp_path / "out", Recipe().data)
-    assert [change.what.split(":")[0] for change in changes] == ["now the area of the box", "deleted"]
+    assert [change.what.split(":")[0] for change in changes] == [
+        "now the area of the box",
+        "deleted",
+    ]
     assert len(objects(tmp_path / "out")["t0"]) == 3
 
 

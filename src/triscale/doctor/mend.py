@@ -242,9 +242,7 @@ def _mend_coco(work: _Work, *, first: bool) -> None:
                 edits.categories.add(problem.number)
             elif problem.kind == "broken-image":
                 edits.images.add(problem.number)
-            elif problem.kind == "broken-object" or (
-                problem.kind == "no-area" and not first
-            ):
+            elif problem.kind == "broken-object" or (problem.kind == "no-area" and not first):
                 edits.annotations.add(problem.number)
             elif problem.kind == "no-area":
                 edits.areas.add(problem.number)

@@ -14,7 +14,17 @@ import sys
 from collections.abc import Callable, Sequence
 
 from triscale import __version__
-from triscale.commands import anchors, convert, download, evaluate, predict, preview, recipes, train
+from triscale.commands import (
+    anchors,
+    check,
+    convert,
+    download,
+    evaluate,
+    predict,
+    preview,
+    recipes,
+    train,
+)
 from triscale.errors import OutOfMemoryError, ProcessLostError, UserError, ran_out_of_memory
 from triscale.interrupt import Interrupted, leave_undisturbed
 
@@ -23,6 +33,7 @@ _COMMANDS = {
     "anchors": anchors,
     "train": train,
     "eval": evaluate,
+    "check": check,
     "predict": predict,
     "convert": convert,
     "download": download,

@@ -52,6 +52,15 @@ class Data(NamedTuple):
     skipped: tuple[str, ...]  # one line for each broken thing that `skip_bad` left out
 
 
+class Scanned(NamedTuple):
+    """A data set as its files state it: nothing is judged, nothing left out."""
+
+    format: str
+    root: Path
+    classes: tuple[str, ...]
+    scans: dict[str, Scan]  # by split: train, val
+
+
 @dataclass(frozen=True)
 class DataFile:
     """The keys of a TOML file that describes a data set."""
@@ -77,63 +86,102 @@ def open_dataset(
     The classes are `classes`, else those of the configuration, of the TOML file, or of the data. A
     fixed list makes an object of any other class a broken label.
     """
+    source = _find(path, config, classes)
+    for role in splits:
+        if not source.wanted[role]:
+            raise UserError(
+                f"{source.root}: no {role} split found; name one with --set data.{role}=..."
+            )
+
+    def make() -> list[Read]:
+        scans, chosen = _scan(source, config, splits)
+        reads = finish(scans, config, classes=chosen, source=str(path))
+        if not chosen:
+            raise UserError(f"{path}: no object in it, and so no class; name them in data.classes")
+        return reads
+
+    places = {role: _coco_places(source, role) for role in splits if source.format == "coco"}
+    if places and config.index_cache:
+        opened = cached(
+            [annotations for annotations, _ in places.values()],
+            make,
+            facts=_facts(source.root, places, source.fixed, config),
+        )
+    else:
+        opened = make()
+    indices = {role: split.index for role, split in zip(splits, opened, strict=True)}
+    return Data(
+        source.format,
+        source.root,
+        opened[0].index.classes,
+        indices.get("train"),
+        indices.get("val"),
+        tuple(line for split in opened for line in split.skipped),
+    )
+
+
+def scan_dataset(path: Path, config: DataConfig) -> Scanned:
+    """What the label files of a data set hold, broken or not; it has at least one split."""
+    source = _find(path, config, None)
+    splits = tuple(role for role, name in source.wanted.items() if name)
+    if not splits:
+        raise UserError(f"{path}: no split found; name one with --set data.train=...")
+    scans, classes = _scan(source, config, splits)
+    return Scanned(source.format, source.root, classes, dict(zip(splits, scans, strict=True)))
+
+
+class _Source(NamedTuple):
+    """Where a data set is."""
+
+    path: Path  # as it was given
+    format: str
+    root: Path
+    fixed: tuple[str, ...]  # classes that don't come from the data
+    wanted: dict[str, str]  # the splits, '' for none
+    images: dict[str, str]  # COCO: folders of pictures, '' for those to be found by looking
+    yolo: YoloSource | None
+
+
+def _find(path: Path, config: DataConfig, classes: tuple[str, ...] | None) -> _Source:
     file = DataFile()
     root = path
     if path.suffix.lower() == ".toml":
         file = build(DataFile, read_toml(path), where=str(path))
         root = path.parent / file.root
     format = file.format or _find_format(root, config)
-    fixed = classes or config.classes or file.classes
     yolo = yolo_source(root, outside=config.outside) if format == "yolo" else None
     defaults = _defaults(format, root, yolo)
     wanted = {
         "train": config.train or file.train or defaults[0],
         "val": config.val or file.val or defaults[1],
     }
+    images = {"train": file.train_images, "val": file.val_images}
+    fixed = classes or config.classes or file.classes
+    return _Source(path, format, root, fixed, wanted, images, yolo)
+
+
+def _scan(
+    source: _Source, config: DataConfig, splits: Sequence[str]
+) -> tuple[list[Scan], tuple[str, ...]]:
+    """The splits as their files state them, and the classes of all together."""
+    root, scans = source.root, list[Scan]()
     for role in splits:
-        if not wanted[role]:
-            raise UserError(f"{root}: no {role} split found; name one with --set data.{role}=...")
-    places: dict[str, tuple[Path, Path]] = {}
-    if format == "coco":
-        given = {"train": file.train_images, "val": file.val_images}
-        places = {role: _find_coco(root, wanted[role], given[role]) for role in splits}
+        split = source.wanted[role]
+        if source.format == "voc":
+            scans.append(scan_voc(root, split, outside=config.outside))
+        elif source.yolo:
+            names = source.yolo.names or positions(source.fixed)
+            scans.append(scan_yolo(source.yolo, split, names=names, outside=config.outside))
+        else:
+            inside = DataRoot(root, outside=config.outside)
+            places = _coco_places(source, role)
+            scans.append(scan_coco(*places, config, evaluation=role == "val", root=inside))
+    classes = source.fixed or _classes(source.format, scans)
+    return scans, require_names(classes, source=str(source.path))
 
-    def make() -> list[Read]:
-        scans: list[Scan] = []
-        for role in splits:
-            if format == "voc":
-                scans.append(scan_voc(root, wanted[role], outside=config.outside))
-            elif yolo:
-                names = yolo.names or positions(fixed)
-                scans.append(scan_yolo(yolo, wanted[role], names=names, outside=config.outside))
-            else:
-                inside = DataRoot(root, outside=config.outside)
-                scans.append(
-                    scan_coco(*places[role], config, evaluation=role == "val", root=inside)
-                )
-        chosen = require_names(fixed or _classes(format, scans), source=str(path))
-        reads = finish(scans, config, classes=chosen, source=str(path))
-        if not chosen:
-            raise UserError(f"{path}: no object in it, and so no class; name them in data.classes")
-        return reads
 
-    if places and config.index_cache:
-        opened = cached(
-            [annotations for annotations, _ in places.values()],
-            make,
-            facts=_facts(root, places, fixed, config),
-        )
-    else:
-        opened = make()
-    indices = {role: split.index for role, split in zip(splits, opened, strict=True)}
-    return Data(
-        format,
-        root,
-        opened[0].index.classes,
-        indices.get("train"),
-        indices.get("val"),
-        tuple(line for split in opened for line in split.skipped),
-    )
+def _coco_places(source: _Source, role: str) -> tuple[Path, Path]:
+    return _find_coco(source.root, source.wanted[role], source.images[role])
 
 
 def describe(data: Data) -> list[str]:

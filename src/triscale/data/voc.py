@@ -20,7 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triscale.config import shown
-from triscale.data.build import Convention, Found, Picture, Read, Scan, finish, size_problem
+from triscale.data.build import (
+    Convention,
+    Found,
+    Picture,
+    Problem,
+    Read,
+    Scan,
+    finish,
+    size_problem,
+)
 from triscale.data.classes import VOC_CLASSES
 from triscale.data.options import DataConfig
 from triscale.data.pictures import PICTURE_SUFFIXES, picture_sizes
@@ -83,7 +92,7 @@ def scan_voc(root: Path, splits: str, *, outside: bool = False) -> Scan:
     """Everything that the splits hold, classes by name; `outside`: links may leave `root`."""
     holder = DataRoot(root, outside=outside)
     pictures: list[Picture] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     for split in splits.split("+"):
         folder, list_name = _locate(root, split.strip())
         _scan_list(folder, list_name, holder, pictures, problems)
@@ -124,33 +133,42 @@ def _locate(root: Path, split: str) -> tuple[Path, str]:
 
 
 def _scan_list(
-    folder: Path, split: str, root: DataRoot, pictures: list[Picture], problems: list[str]
+    folder: Path, split: str, root: DataRoot, pictures: list[Picture], problems: list[Problem]
 ) -> None:
     for needed in (folder / "JPEGImages", folder / "Annotations", _list_path(folder, split)):
         root.require(needed)
     files = _picture_files(folder / "JPEGImages")
     names = _read_list(folder, split, files)
-    absent = [f"{folder}/JPEGImages/{n}.jpg: no such picture" for n in names if n not in files]
-    problems.extend(absent)
+    for name in names:
+        if name not in files:
+            path = f"{folder}/JPEGImages/{name}.jpg"
+            line = f"{path}: no such picture"
+            problems.append(Problem(line, "missing-picture", path, picture=path))
     names = [name for name in names if name in files]
     for name, size in zip(names, picture_sizes([files[n] for n in names], root), strict=True):
+        picture = files[name]
         if isinstance(size, UserError):
-            problems.append(str(size))
+            problems.append(Problem(str(size), "broken-picture", picture, picture=picture))
             continue
         source = folder / "Annotations" / f"{name}.xml"
         root.require(source)
         try:
             labels = _read_xml(read_regular(source, limit=MAX_XML_BYTES))
         except UserError as error:
-            problems.append(str(error))
+            problems.append(Problem(str(error), "broken-labels", source, picture=picture))
             continue
-        problems.extend(f"{source}: {line}" for line in labels.problems)
+        kind = "broken-object" if labels.usable else "broken-labels"
+        problems.extend(
+            Problem(f"{source}: {line}", kind, source, number, picture)
+            for number, line in labels.problems
+        )
         if labels.usable:
             line = size_problem(labels.size, size)
             if line:
-                problems.append(f"{source}: {line}")
+                kind = "wrong-size" if labels.size else "no-size"
+                problems.append(Problem(f"{source}: {line}", kind, source, picture=picture))
             if labels.size in (None, size):  # else the boxes belong to some other picture
-                pictures.append(Picture(str(files[name]), name, size, str(source), labels.objects))
+                pictures.append(Picture(str(picture), name, size, str(source), labels.objects))
 
 
 def _list_path(folder: Path, split: str) -> Path:
@@ -193,31 +211,34 @@ def _picture_files(folder: Path) -> dict[str, Path]:
 class _Labels(NamedTuple):
     size: tuple[float, float] | None  # height, width as the file says
     objects: list[Found]
-    problems: list[str]
+    problems: list[tuple[int, str]]  # with the number of the object; 0: of the file
     usable: bool = True
 
 
 def _read_xml(data: bytes) -> _Labels:
     try:
-        root = _parse(data)
+        root = parse_xml(data)
     # ValueError and LookupError: an encoding that Python doesn't know.
     except (expat.ExpatError, ValueError, LookupError) as error:
-        return _Labels(None, [], [f"not an XML file that can be read ({error})"], usable=False)
+        return _Labels(None, [], [(0, f"not an XML file that can be read ({error})")], usable=False)
     if root.tag != "annotation":
-        return _Labels(None, [], [f"expected <annotation>, found <{root.tag:.80}>"], usable=False)
+        return _Labels(
+            None, [], [(0, f"expected <annotation>, found <{root.tag:.80}>")], usable=False
+        )
     objects: list[Found] = []
-    problems: list[str] = []
+    problems: list[tuple[int, str]] = []
     # Only children, never descendants: a person's <part>s have names and boxes of their own.
     for number, element in enumerate(root.findall("object"), 1):
         found = _read_object(element, number)
         if isinstance(found, str):
-            problems.append(found)
+            problems.append((number, found))
         else:
             objects.append(found)
     return _Labels(_read_size(root), objects, problems)
 
 
-def _parse(data: bytes) -> ElementTree.Element:
+def parse_xml(data: bytes) -> ElementTree.Element:
+    """The tree of an XML file; ValueError, LookupError or ExpatError for what is refused."""
     if data.count(b"<") > _MAX_XML_TAGS:
         raise ValueError(f"more than {_MAX_XML_TAGS:,} tags")
     builder = ElementTree.TreeBuilder()

@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import NDArray
 
 from triscale.config import shown
-from triscale.data.build import Convention, Found, Picture, Read, Scan, finish
+from triscale.data.build import Convention, Found, Picture, Problem, Read, Scan, finish
 from triscale.data.classes import require_names
 from triscale.data.options import DataConfig
 from triscale.data.pictures import PICTURE_SUFFIXES, picture_sizes
@@ -82,7 +82,7 @@ def yolo_source(root: Path, *, outside: bool = False) -> YoloSource:
 def yolo_splits(source: YoloSource) -> tuple[str, str] | None:
     """The usual (training, validation) splits, '' where there is none; None if neither exists."""
     found = {
-        role: next((word for word in words if _places(source, word)), "")
+        role: next((word for word in words if split_places(source, word)), "")
         for role, words in _SPLIT_WORDS.items()
     }
     return (found["train"], found["val"]) if any(found.values()) else None
@@ -101,18 +101,18 @@ def scan_yolo(
     parts = [part.strip() for part in split.split("+")]
     paths = [path for part in parts for path in _picture_paths(source, part, root)]
     pictures: list[Picture] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     num_files = 0
     for path, size in zip(paths, picture_sizes(paths, root), strict=True):
         if isinstance(size, UserError):
-            problems.append(str(size))
+            problems.append(Problem(str(size), "broken-picture", path, picture=path))
             continue
-        labels = _label_path(path)
+        labels = label_path(path)
         # A link that leads nowhere isn't the same as no file: its labels are missing.
         if os.path.lexists(labels):
             root.require(labels)
             num_files += 1
-            objects = _read_rows(labels, names, problems)
+            objects = _read_rows(labels, names, problems, picture=path)
         else:
             objects = []
         if objects is not None:
@@ -120,7 +120,7 @@ def scan_yolo(
     if pictures and not num_files:  # a wrong folder looks like a set of empty pictures
         raise UserError(
             f"{split}: none of its {len(pictures)} pictures has a label file; "
-            f"looked for {_label_path(paths[0])} and so on"
+            f"looked for {label_path(paths[0])} and so on"
         )
     if not names:
         used = {int(found.name) for picture in pictures for found in picture.objects}
@@ -195,7 +195,7 @@ def _is_name(name: object) -> bool:
     return isinstance(name, str) or (type(name) is int and name.bit_length() <= 64)
 
 
-def _places(source: YoloSource, split: str) -> list[Path]:
+def split_places(source: YoloSource, split: str) -> list[Path]:
     """The folders and list files of a split; empty if there is no such split."""
     root = source.root
     if split in source.splits:
@@ -212,7 +212,7 @@ def _existing(root: Path, place: str) -> Path | None:
 
 
 def _picture_paths(source: YoloSource, split: str, root: DataRoot) -> list[Path]:
-    places = _places(source, split)
+    places = split_places(source, split)
     if not places:
         raise UserError(
             f"{source.root}: no split {shown(split)} (no such key, folder or list file)"
@@ -255,7 +255,7 @@ def _refuse_folder(error: OSError) -> None:
     raise UserError(f"{error.filename}: can't be read ({error.strerror})") from error
 
 
-def _label_path(picture: Path) -> Path:
+def label_path(picture: Path) -> Path:
     """`images` becomes `labels` in the path; without `images` the labels are beside the picture."""
     parts = list(picture.parts)
     for i in range(len(parts) - 2, -1, -1):
@@ -265,19 +265,22 @@ def _label_path(picture: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _read_rows(path: Path, names: tuple[str, ...], problems: list[str]) -> list[Found] | None:
+def _read_rows(
+    path: Path, names: tuple[str, ...], problems: list[Problem], *, picture: Path
+) -> list[Found] | None:
     """The objects of a label file; None if it can't be read."""
     try:
         rows = read_lines(path, limit=_MAX_LABEL_BYTES)
     except UserError as error:
-        problems.append(str(error))
+        problems.append(Problem(str(error), "broken-labels", path, picture=picture))
         return None
     objects: list[Found] = []
     for number, row in enumerate(rows, 1):
         if row.strip():
             found = _read_row(row, number, names)
             if isinstance(found, str):
-                problems.append(f"{path}: line {number}: {found}")
+                line = f"{path}: line {number}: {found}"
+                problems.append(Problem(line, "broken-object", path, number, picture))
             else:
                 objects.append(found)
     return objects

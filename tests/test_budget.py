@@ -206,6 +206,13 @@ def test_a_kill_while_a_state_is_written_leaves_nothing(
     assert names == []
 
 
+def test_a_place_that_cannot_be_written_is_named() -> None:
+    """And not the temporary file that can't be made there."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        budget.saving_seconds({"weights": torch.ones(1)}, Path("/proc/self/a/run"))
+    assert caught.value.filename == "/proc/self"
+
+
 @pytest.mark.parametrize(
     ("least", "most", "size"),
     [(320, 320, 320), (320, 608, 480), (416, 608, 512)],  # root of the mean square: 473, 516

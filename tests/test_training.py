@@ -621,15 +621,33 @@ def test_syncbn_alone_changes_nothing(
     assert_same_run(tmp_path / "run", trained)
 
 
-def test_processes_must_see_the_same_run(
-    data: Data, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("theirs", "what"),
+    [
+        # a folder that isn't shared: the main process resumes there, another one would start
+        ({"resume": True}, r"whether it goes on \(True there, False here\)"),
+        # GPUs with unlike memory, for which `choose` finds unlike batches
+        (
+            {"train.batch_size": 16, "optim.lr": 0.5},
+            r"train.batch_size \(16 there, 4 here\); optim.lr \(0.5 there, 0.001 here\)",
+        ),
+        ({"val": None}, r"the validation data \(none there, 4 pictures here\)"),
+    ],
+)
+def test_processes_must_be_about_to_do_the_same(
+    theirs: dict[str, Any],
+    what: str,
+    data: Data,
+    tiny_recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A folder that isn't shared: the main process resumes there, another one would start."""
+    def main(value: dict[str, Any], *args: Any, **named: Any) -> dict[str, Any]:
+        shuffled = dict(sorted(value.items(), reverse=True))
+        return {key: theirs.get(key, shuffled[key]) for key in shuffled}
 
-    def main_resumes(value: dict[str, Any], *args: Any, **named: Any) -> dict[str, Any]:
-        return value | {"resume": True}
-
-    monkeypatch.setattr("triscale.progress.share_value", main_resumes)
-    with pytest.raises(UserError, match="process 0 finds another run folder or other data than"):
-        run_quietly(tiny_recipe(), data, tmp_path / "run")
+    monkeypatch.setattr("triscale.progress.share_value", main)
+    message = f"process 0 is about to do another run than the main one: {what}; all must see"
+    with pytest.raises(UserError, match=message):
+        run_quietly(tiny_recipe("optim.lr=0.001"), data, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -142,6 +142,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 # What a run can't go on without: by its key in a state, and as people call it.
 _NAMES = {
+    "resume": "whether it goes on",
     "data": "the training data",
     "val": "the validation data",
     "batch_size": "train.batch_size",
@@ -170,16 +171,21 @@ def identify(recipe: Recipe, index: Index, val: Index | None) -> dict[str, Any]:
 
 def require_agreement(run: Run, *, resume: bool) -> None:
     """UserError in a process that isn't about to do what the main one does."""
-    words = to_dict(lasting(run.recipe))
-    words["data"].pop("path")  # each machine may have its own, and its own hardware
-    for key in ("device", "workers"):
-        words["train"].pop(key)
-    mine = {"resume": resume, "recipe": words, **run.identity}
+    words = {
+        f"{section}.{key}": value
+        for section, values in to_dict(lasting(run.recipe)).items()
+        for key, value in values.items()
+    }
+    for key in ("data.path", "train.device", "train.workers"):  # each machine may have its own
+        words.pop(key)
+    mine = {"resume": resume, **words, "data": run.identity["data"], "val": run.identity["val"]}
     theirs = share_value(mine, run.processes, device=run.device)
     if theirs != mine:
+        differ = "; ".join(_changes(theirs, mine, words="{} there, {} here")) or "its version"
         raise UserError(
-            f"{run.folder}: process {run.processes.rank} finds another run folder or other data "
-            "than the main one; all must see the same folders and get the same words"
+            f"{run.folder}: process {run.processes.rank} is about to do another run than the main "
+            f"one: {differ}; all must see the same folders and get the same words, and what "
+            "unlike machines choose by themselves must be given"
         )
 
 
@@ -202,7 +208,9 @@ def _require_same(run: Run, then: Mapping[str, Any]) -> None:
     run.narrator.say(f"warning: {text}")
 
 
-def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changes(
+    then: Mapping[str, Any], now: Mapping[str, Any], *, words: str = "from {} to {}"
+) -> list[str]:
     """What differs, as a person would say it."""
     found: list[str] = []
     for key, value in now.items():
@@ -211,14 +219,18 @@ def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             continue
         name = _NAMES.get(key, key)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
-            found.append(f"{name} ({', '.join(_changes(before, value))})")
+            found.append(f"{name} ({', '.join(_changes(before, value, words=words))})")
         elif key in ("names", "sizes", "labels"):  # SHA-256 sums, which say nothing to a person
             found.append(name)
         else:
-            found.append(f"{name} (from {_short(before)} to {_short(value)})")
+            found.append(f"{name} ({words.format(_short(before), _short(value))})")
     return found
 
 
 def _short(value: Any) -> str:
+    if value in (None, "", []):
+        return "none"
+    if isinstance(value, Mapping):  # of a split that there wasn't, or isn't any more
+        return f"{value['pictures']} pictures"
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

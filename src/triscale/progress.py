@@ -23,7 +23,7 @@ from triscale.errors import UserError
 from triscale.log import LOSSES, Narrator, RunLog
 from triscale.model.yolo import YOLOv3
 from triscale.optim import Optimizer, load_state_tensors, state_tensors
-from triscale.recipe import Recipe
+from triscale.recipe import Recipe, make_recipe
 from triscale.weights.native import load_state as load_model
 
 
@@ -132,6 +132,34 @@ def restore(run: Run) -> None:
     now.sums.copy_(torch.tensor(sums, dtype=torch.float64))
     now.best, now.best_lines = values["best"], tuple(values["best_lines"])
     now.log = values["log"]
+    if now.best_lines and (others := _measured_otherwise(run, values)):
+        _count_anew(run, others)
+
+
+def _measured_otherwise(run: Run, then: Mapping[str, Any]) -> list[str]:
+    """What makes the scores to come others than those of a state, which they can't compete with."""
+    before = to_dict(make_recipe(then["recipe"], source=f"{run.folder}: the state's recipe"))
+    after = to_dict(run.recipe)
+    for recipe in (before, after):  # whether it is the average that is measured, not its decay
+        recipe["optim"]["ema"] = recipe["optim"]["ema"] > 0
+    keys = [("train", "size"), ("optim", "ema")]
+    keys += [(section, key) for section in ("decode", "evaluate") for key in after[section]]
+    found = [f"{s}.{key}" for s, key in keys if before[s][key] != after[s][key]]
+    return found + (["the validation data"] if then.get("val") != run.identity["val"] else [])
+
+
+def _count_anew(run: Run, others: list[str]) -> None:
+    """Begin a new best mark; the weights that have the old one stay, under another name."""
+    best = run.folder / "best.safetensors"
+    kept = run.folder / f"best_until_step_{run.now.step:08d}.safetensors"
+    if run.processes.is_main and best.exists() and not kept.exists():
+        best.rename(kept)
+    verb = "is" if len(others) == 1 else "are"
+    run.narrator.say(
+        f"{', '.join(others)} {verb} not as before, so the best mAP is counted anew; weights of "
+        f"{run.now.best:.4f} are kept in {kept.name}"
+    )
+    run.now.best, run.now.best_lines = -1.0, ()
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,7 +24,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from triscale.average import Average
-from triscale.choosing import with_epochs, with_key
 from triscale.data.index import Index
 from triscale.data.loader import make_loader
 from triscale.data.open import Data
@@ -35,6 +34,7 @@ from triscale.errors import UserError
 from triscale.evaluation import choose_metric, evaluate
 from triscale.files import naming
 from triscale.gradients import Gradients, Statistics
+from triscale.lengths import with_epochs, with_key
 from triscale.model.yolo import YOLOv3
 from triscale.optim import make_optimizer, set_lr, state_tensors
 from triscale.precision import settle_precision

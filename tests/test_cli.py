@@ -457,6 +457,32 @@ def test_nothing_to_measure(
         assert "nan" not in " ".join(others)
 
 
+def test_data_without_a_validation_split(
+    devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training holds pictures out, and eval measures on the same."""
+    data, run = tmp_path / "VOCdevkit", tmp_path / "run"
+    shutil.copytree(devkit, data)
+    shutil.rmtree(data / "VOC2007/ImageSets")
+    sets = ["--set", "train.epochs=1", "--set", "data.holdout=0.15"]
+    assert main(["train", str(data), "--recipe", "small", *SETS, *sets, "--out", str(run)]) == 0
+    note = (
+        "no validation split: 2 of the 14 pictures of 2007_all, chosen by a hash of their names, "
+        "are held out as one (data.holdout=0.15)"
+    )
+    assert note in capsys.readouterr().err.splitlines()
+    assert main(["eval", str(run), str(data), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [f"{note}; --split names another"]
+    (line,) = (run / "log.jsonl").read_text().splitlines()[-1:]
+    assert json.loads(line)["metrics"]["mAP"] == pytest.approx(json.loads(printed.out)["mAP"])
+    assert main(["eval", str(run), str(data), "--split", "2007_all"]) == 0
+    printed = capsys.readouterr()
+    assert (printed.out.splitlines()[-1][-15:], printed.err) == (" on 14 pictures", "")
+    assert main(["eval", str(run), str(data), "--set", "data.holdout=0"]) == 2
+    assert "and data.holdout is 0; name one with --set data.val=..." in capsys.readouterr().err
+
+
 # --- predict -------------------------------------------------------------------------------------
 
 

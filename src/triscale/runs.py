@@ -145,8 +145,9 @@ def evaluate_weights(
     narrator = Narrator()
     for line in opened.skipped:
         narrator.say(f"skipped: {line}")
-    if opened.val is None:
-        raise UserError(f"{data}: no validation split found; name one with --split")
+    if opened.note:
+        narrator.say(f"{opened.note}; --split names another")
+    assert opened.val
     chosen = build(EvalConfig, table["evaluate"], where="evaluate")
     with narrator:
         narrator.begin("evaluating", -(-len(opened.val) // batch_size))

@@ -43,10 +43,11 @@ from triscale.log import LOSSES, Narrator
 from triscale.model.yolo import build_model
 from triscale.optim import parameter_groups
 from triscale.predict import find_weights
+from triscale.prepare import make_plan, training_index
 from triscale.recipe import load_recipe
 from triscale.sgd import SGD
 from triscale.step import _blank, batch_losses
-from triscale.training import make_plan, train, training_index
+from triscale.training import train
 from triscale.weights.formats import load_weights
 from triscale.weights.native import read_tensors
 
@@ -242,32 +243,6 @@ def test_overfits_eight_pictures(rectangles: Path, tiny_recipe: MakeRecipe, tmp_
 
 
 # --- what the settings do ------------------------------------------------------------------------
-
-
-def test_num_samples(data: Data, tiny_recipe: MakeRecipe) -> None:
-    assert data.train is not None
-    chosen = [
-        set(training_index(tiny_recipe(f"data.num_samples={n}"), data).ids) for n in (0, 3, 5, 10)
-    ]
-    assert [len(names) for names in chosen] == [10, 3, 5, 10]
-    assert chosen[1] < chosen[2] < chosen[3] == chosen[0]
-    other = training_index(tiny_recipe("data.num_samples=3", "train.seed=5"), data)
-    assert set(other.ids) != chosen[1]
-    with pytest.raises(UserError, match=r"data\.num_samples: 11 samples wanted"):
-        training_index(tiny_recipe("data.num_samples=11"), data)
-    with pytest.raises(UserError, match=r"data\.num_samples: expected at least 0, got -1"):
-        tiny_recipe("data.num_samples=-1")
-
-
-def test_batch_size_must_fit(data: Data, tiny_recipe: MakeRecipe) -> None:
-    assert data.train is not None
-    plan = make_plan(tiny_recipe("train.batch_size=10"), data.train, Processes())
-    assert plan.steps == 3
-    with pytest.raises(UserError, match="11 is more than the 10 training pictures"):
-        make_plan(tiny_recipe("train.batch_size=11"), data.train, Processes())
-    make_plan(tiny_recipe(), data.train, Processes(3, 4))
-    with pytest.raises(UserError, match="4 is less than one picture for each of 5 processes"):
-        make_plan(tiny_recipe(), data.train, Processes(0, 5))
 
 
 def test_no_training_split(data: Data, tiny_recipe: MakeRecipe, tmp_path: Path) -> None:

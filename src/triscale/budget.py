@@ -38,9 +38,9 @@ from triscale.lengths import with_epochs, with_key
 from triscale.model.yolo import YOLOv3
 from triscale.optim import make_optimizer, set_lr, state_tensors
 from triscale.precision import settle_precision
+from triscale.prepare import make_plan, training_index
 from triscale.recipe import Recipe
 from triscale.step import batch_losses, keep_freed_memory
-from triscale.training import make_plan, training_index
 
 SPARE = 0.05  # of the time, for what isn't measured
 VALIDATION = 0.1  # of the time at most, but for the first and the last epoch's

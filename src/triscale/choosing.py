@@ -28,8 +28,8 @@ from triscale.distributed import choose_device, processes_here
 from triscale.kmeans import Shapes, cluster, deal, fit_of, flat
 from triscale.lengths import with_epochs, with_key
 from triscale.model.yolo import ModelConfig, skeleton
+from triscale.prepare import training_index
 from triscale.recipe import Recipe
-from triscale.training import training_index
 
 SIDES = range(224, 641, 32)
 MOST_ON_CPU = 416  # pixels: the time of a step grows with the square

@@ -44,6 +44,14 @@ def test_how_many(pictures: int, part: float, count: int) -> None:
     assert len(rest.boxes) + len(held.boxes) == len(index.boxes)
 
 
+def test_pictures_of_one_name_stay_together() -> None:
+    assert held_out(make(["a"] * 20), 0.1) == frozenset()
+    names = [f"{i // 2}" for i in range(40)]
+    rest, held = divide(make(names), held_out(make(names), 0.1))
+    assert (len(rest), len(held)) == (36, 4)
+    assert not set(rest.ids) & set(held.ids)
+
+
 def test_which_ones() -> None:
     """Those whose names have the least SHA-256 sums, in whatever order they come."""
     names = [f"picture-{i}" for i in range(12)] + ["Br\u00fccke", "odd-\udcff"]

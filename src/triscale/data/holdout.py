@@ -18,9 +18,9 @@ LEAST = 10  # pictures, of which one can be spared
 
 def held_out(index: Index, part: float) -> frozenset[str]:
     """The ids of about `part` of the pictures, at least one; of fewer than LEAST none."""
-    if not part or len(index) < LEAST:
-        return frozenset()
     ids = sorted(set(index.ids), key=_hash)
+    if not part or len(ids) < LEAST:
+        return frozenset()
     return frozenset(ids[: max(1, round(part * len(ids)))])
 
 

@@ -5,8 +5,8 @@ it. The four numbers are fractions of the picture's width and height. A row of a
 values from 7 on is a class and a polygon; it counts as the polygon's bounding box. The labels of
 `.../images/a.jpg` are in `.../labels/a.txt`; a picture without that file has no objects. A split is
 a folder of pictures, a list file, `all` for the pictures right in the folder of the data set, or a
-key of `data.yaml`, of which only the entries `path train
-val test names nc` are read (a `download` command certainly isn't).
+key of `data.yaml`, of which only the entries `path train val test names nc` are read (a `download`
+command certainly isn't).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from triscale.checkpoint import require_space, save_values
@@ -47,7 +48,7 @@ def finish_epoch(
             processes=run.processes,
             on_batch=on_batch,
         )
-        score = f"_{found.mean:.4f}"
+        score = "" if math.isnan(found.mean) else f"_{found.mean:.4f}"
         run.narrator.say(eval_line(found, epoch))
         if log:
             log.write(

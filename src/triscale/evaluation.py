@@ -57,6 +57,12 @@ class Evaluation(NamedTuple):
     images: int
     detections: list[Detections]  # per image of the index, best first, original pixels
 
+    def headline(self) -> str:
+        """The metric in a few words."""
+        if math.isnan(self.mean):
+            return f"{self.metric} mAP: no object to find"
+        return f"{self.metric} mAP {self.mean:.4f}"
+
     def metrics(self) -> dict[str, float | None]:
         """As logged: mAP, COCO's numbers, AP/<class>; None where there is nothing to measure."""
         named = {f"AP/{name}": value for name, value in self.per_class.items()}

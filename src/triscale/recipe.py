@@ -136,7 +136,8 @@ def require_effect(recipe: Recipe) -> None:
         (
             augment.mosaic and augment.mosaic_off_epochs >= train.epochs,
             "augment.mosaic",
-            f"augment.mosaic_off_epochs is {augment.mosaic_off_epochs} of {train.epochs} epochs",
+            f"augment.mosaic_off_epochs is {augment.mosaic_off_epochs} of {train.epochs} epochs; "
+            f"give less (--set augment.mosaic_off_epochs={train.epochs // 2})",
         ),
         (
             recipe.assign.dynamic and not (recipe.assign.ratio or recipe.assign.neighbours),
@@ -151,7 +152,8 @@ def require_effect(recipe: Recipe) -> None:
         (
             schedule.frozen_epochs >= train.epochs,
             "schedule.frozen_epochs",
-            f"the backbone would never move in {train.epochs} epochs",
+            f"the backbone would never move in {train.epochs} epochs; give less "
+            f"(--set schedule.frozen_epochs={train.epochs // 2})",
         ),
         (
             recipe.loss.iou != LossConfig().iou and not recipe.loss.iou_gain,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ def train_line(record: dict[str, Any]) -> str:
 
 def eval_line(evaluation: Evaluation, epoch: int) -> str:
     """A validation for people."""
-    line = f"[epoch {epoch}] {evaluation.metric} mAP {evaluation.mean:.4f}"
-    if len(evaluation.per_class) > 20:  # a screenful; the log has them all
+    line = f"[epoch {epoch}] {evaluation.headline()}"
+    # a screenful; the log has them all
+    if len(evaluation.per_class) > 20 or math.isnan(evaluation.mean):
         return line
     classes = ", ".join(f"{name} {ap:.3f}" for name, ap in evaluation.per_class.items())
     return f"{line} ({classes})"

@@ -55,6 +55,11 @@ def start_or_resume(
         # what a run began with is in its folder already; where the data are may have changed
         given = [text for text in overrides if text.partition("=")[0].strip() != "train.init"]
         path = json.dumps(str(data.absolute()), ensure_ascii=False)
+        if wishes.minutes:  # no mistake: the command that starts a job also takes it up
+            Narrator(enabled=_is_main()).say(
+                f"{out}: goes on to the end that was planned when it began; --minutes plans new "
+                "runs only, and --epochs N in its place moves this one's end"
+            )
         return resume_run(out, overrides=[*given, f"data.path={path}"])
     settings = load_recipe(recipe, overrides=overrides)
     return start_run(data, settings, name=out.name, out=out, wishes=wishes)
@@ -140,8 +145,9 @@ def evaluate_weights(
     narrator = Narrator()
     for line in opened.skipped:
         narrator.say(f"skipped: {line}")
-    if opened.val is None:
-        raise UserError(f"{data}: no validation split found; name one with --split")
+    if opened.note:
+        narrator.say(f"{opened.note}; --split names another")
+    assert opened.val
     chosen = build(EvalConfig, table["evaluate"], where="evaluate")
     with narrator:
         narrator.begin("evaluating", -(-len(opened.val) // batch_size))
@@ -230,8 +236,10 @@ def _run(settings: Recipe, run: Path, *, resume: bool, wishes: Wishes | None = N
         for line in lines:
             narrator.say(line)
     result = train(settings, data, run, model=model, resume=resume, narrator=narrator)
-    if result.last:
-        narrator.say(f"best mAP {result.best:.4f}; weights, log and pictures in {run}")
+    found = f"best mAP {result.best:.4f}; weights, log and pictures"
+    if result.best < 0:
+        found = "nothing was measured; the last weights and the log"
+    narrator.say(f"{found} in {run}")
     return result
 
 

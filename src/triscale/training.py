@@ -20,13 +20,11 @@ from triscale.anchors import Grid
 from triscale.average import Average
 from triscale.checkpoint import due_by_step, due_by_time, remove_states, require_unused, save_state
 from triscale.data.decoded import open_decoded
-from triscale.data.index import Index
 from triscale.data.loader import make_loader
 from triscale.data.open import Data
-from triscale.data.plan import Plan, PlanSampler, subset
+from triscale.data.plan import PlanSampler
 from triscale.data.prefetch import on_device
 from triscale.distributed import (
-    Processes,
     choose_device,
     join_processes,
     meet,
@@ -43,9 +41,10 @@ from triscale.guard import LAG, DivergedError, Echo, judge, require_finite_weigh
 from triscale.interrupt import Interrupted, stop_requests
 from triscale.log import LOSSES, Meter, Narrator
 from triscale.model.compiled import compiled, compiling
-from triscale.model.yolo import YOLOv3, build_model, same_network, skeleton
+from triscale.model.yolo import YOLOv3
 from triscale.optim import hold, make_optimizer, set_lr
 from triscale.precision import settle_precision
+from triscale.prepare import choose_network, make_plan, num_shapes, training_index
 from triscale.progress import (
     Run,
     identify,
@@ -107,7 +106,7 @@ def train(
         kept, kept_val = open_decoded(
             [index, data.val], recipe.data, say=narrator.say, processes=processes_here()
         )
-        model = _network(recipe, data, model, resume=resume)
+        model = choose_network(recipe, data, model, resume=resume)
         if recipe.train.syncbn and processes.world_size > 1:
             if recipe.train.compile:
                 raise UserError(
@@ -116,7 +115,7 @@ def train(
                 )
             synchronise_batch_norm(model)
         if recipe.train.compile:
-            stack.enter_context(compiling(_num_shapes(recipe)))
+            stack.enter_context(compiling(num_shapes(recipe)))
         model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         keep_freed_memory(device)
         recipe, said = settle_precision(recipe, model, device=device, processes=processes)
@@ -317,62 +316,6 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
             meter.reset()
         waiting_since = time.perf_counter()
     return Result(run.folder, now.best, last)
-
-
-def training_index(recipe: Recipe, data: Data) -> Index:
-    """The training split, or the part of it that `data.num_samples` asks for."""
-    if data.train is None:
-        raise UserError(f"{data.root}: there is no training split")
-    wanted, there = recipe.data.num_samples, len(data.train)
-    if not 0 <= wanted <= there:
-        raise UserError(f"data.num_samples: {wanted} samples wanted, the split has {there}")
-    return data.train.select(subset(there, wanted, recipe.train.seed)) if wanted else data.train
-
-
-def make_plan(recipe: Recipe, index: Index, processes: Processes) -> Plan:
-    """The plan of a run; UserError if the batch size does not go with the data or the processes."""
-    config = recipe.train
-    if config.batch_size > len(index):
-        raise UserError(
-            f"train.batch_size: {config.batch_size} is more than the {len(index)} training "
-            f"pictures; use --batch-size {len(index)} or less"
-        )
-    if config.batch_size < processes.world_size:
-        raise UserError(
-            f"train.batch_size: {config.batch_size} is less than one picture for each of "
-            f"{processes.world_size} processes"
-        )
-    return Plan(
-        len(index), config.batch_size, config.epochs, config.seed, config.size, recipe.augment
-    )
-
-
-def _network(recipe: Recipe, data: Data, model: YOLOv3 | None, *, resume: bool) -> YOLOv3:
-    """The network that was given, if it is the recipe's, or a new one."""
-    if model is None:
-        if recipe.train.init and not resume:
-            raise UserError("train.init: give its network as `model`, or use `triscale train`")
-        if recipe.schedule.frozen_epochs and not resume:
-            raise UserError(
-                "schedule.frozen_epochs: a backbone at random has nothing to keep; start from "
-                "weights (--init), or use --set schedule.frozen_epochs=0"
-            )
-        seeded = torch.Generator().manual_seed(recipe.train.seed)
-        return build_model(recipe.model, len(data.classes), generator=seeded)
-    if not same_network(model, skeleton(recipe.model, len(data.classes))):
-        raise UserError(
-            f"expected the network of the recipe's [model] with {len(data.classes)} classes, "
-            f"found another one with {model.num_classes}"
-        )
-    return model
-
-
-def _num_shapes(recipe: Recipe) -> int:
-    """How many shapes of input the network may be given; parts of a batch differ by a picture."""
-    shapes = recipe.augment
-    sides = range(shapes.shape_min, shapes.shape_max + 1, shapes.shape_step)
-    modes = 2 if recipe.schedule.frozen_epochs else 1  # the backbone's; each is compiled
-    return 2 * modes * (len(sides) if shapes.random_shape else 1)
 
 
 def _interrupted(run: Run) -> Interrupted:

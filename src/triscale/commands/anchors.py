@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     from triscale.kmeans import flat
     from triscale.log import Narrator
     from triscale.model.yolo import skeleton
-    from triscale.training import training_index
+    from triscale.prepare import training_index
 
     recipe, data = open_as_train(arguments, kept=["model.anchors"], say=Narrator().say)
     index, side = training_index(recipe, data), recipe.train.size

@@ -54,5 +54,5 @@ def run(arguments: argparse.Namespace) -> None:
         [(name, f"{ap:.4f}") for name, ap in result.per_class.items() if ap == ap],
     )
     for name, value in result.numbers.items():
-        print(f"{name} {value:.4f}")
-    print(f"{result.metric} mAP {result.mean:.4f} on {result.images} pictures")
+        print(f"{name} {value:.4f}" if value == value else f"{name} -")
+    print(f"{result.headline()} on {result.images} pictures")

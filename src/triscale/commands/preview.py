@@ -23,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the arguments say."""
     from triscale.log import Narrator
+    from triscale.prepare import training_index
     from triscale.preview.figures import advice, figures_of
     from triscale.preview.files import write_preview
     from triscale.preview.seen import seen_in_training
     from triscale.runs import initial_network
-    from triscale.training import training_index
 
     out, epoch, count = Path(arguments.out), arguments.epoch, arguments.count
     with Narrator() as narrator:

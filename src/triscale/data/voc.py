@@ -2,9 +2,10 @@
 
 Two layouts are read: a VOCdevkit with years (`VOC2007/`, `VOC2012/`; splits like `2007_trainval`)
 and a single folder as labelling tools write it (`Annotations/ JPEGImages/ ImageSets/Main/`; splits
-like `trainval`). Splits are joined by '+'. Everingham et al., "The PASCAL Visual Object Classes
-Challenge", IJCV 2010; boxes are 1-based and include their last pixel (VOC2007 development kit,
-section 4). The XML may come from anywhere, so a DTD, the way to entity attacks, is refused.
+like `trainval`; without lists of pictures all of them are the split `all`). Splits are joined by
+'+'. Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010; boxes are 1-based
+and include their last pixel (VOC2007 development kit, section 4). The XML may come from anywhere,
+so a DTD, the way to entity attacks, is refused.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from triscale.files import read_lines, read_regular
 MAX_XML_BYTES = 10_000_000
 _MAX_XML_TAGS = 1_500_000  # a parsed tag takes a hundred bytes and more
 _MAX_LIST_BYTES = 1 << 30
+_ALL = "all"  # the split of what has an annotation, in a folder without lists
 _MAX_NAME = 200  # characters of a class name
 _KEYS = ("xmin", "ymin", "xmax", "ymax")
 # What expat knows by itself, and tables of 256 characters. Python's other codecs may warn.
@@ -69,23 +71,28 @@ def voc_classes(names: tuple[str, ...]) -> tuple[str, ...]:
 def voc_splits(root: Path) -> tuple[str, str] | None:
     """The usual (training, validation) splits, '' where there is none; None if it isn't VOC."""
     if _is_voc_folder(root):
-        lists = _lists(root)
-        return _pair([s for s in lists if s == "trainval"], [s for s in lists if s == "test"]) or (
-            "train" if "train" in lists else "",
-            "val" if "val" in lists else "",
-        )
-    years = sorted(f.name[3:] for f in root.glob("VOC[0-9]*") if _is_voc_folder(f))
-    if not years:
-        return None
-    found = {(year, split) for year in years for split in _lists(root / f"VOC{year}")}
-
-    def named(split: str) -> list[str]:
-        return [f"{year}_{split}" for year in years if (year, split) in found]
-
-    tests = named("test")
+        found = {split: [split] for split in _lists(root)}
+    else:
+        found: dict[str, list[str]] = {}
+        years = sorted(f.name[3:] for f in root.glob("VOC[0-9]*") if _is_voc_folder(f))
+        if not years:
+            return None
+        for year in years:
+            for split in _lists(root / f"VOC{year}"):
+                found.setdefault(split, []).append(f"{year}_{split}")
+    train, val, trainval, tests = (
+        found.get(word, []) for word in ("train", "val", "trainval", "test")
+    )
     # VOC2007's test set is the one whose labels are public and that results are quoted on.
     test = [s for s in tests if s == "2007_test"] or tests[-1:]
-    return _pair(named("trainval"), test) or ("+".join(named("train")), "+".join(named("val")))
+    if trainval and test:
+        train, val = trainval, test
+    elif train:
+        val = val or test
+    elif not val:  # trainval would hold it
+        others = [names for split, names in found.items() if split != "test"]
+        train, val = trainval or (others[0] if len(others) == 1 else []), test
+    return "+".join(train), "+".join(val)
 
 
 def scan_voc(root: Path, splits: str, *, outside: bool = False) -> Scan:
@@ -111,15 +118,16 @@ _VOC = Convention("object", _KEYS, _to_xyxy, min_side=1.0)
 
 
 def _is_voc_folder(folder: Path) -> bool:
-    return (folder / "Annotations").is_dir() and (folder / "ImageSets" / "Main").is_dir()
+    if not (folder / "Annotations").is_dir():
+        return False
+    return (folder / "ImageSets" / "Main").is_dir() or _lists(folder) == [_ALL]
 
 
 def _lists(folder: Path) -> list[str]:
-    return sorted(f.stem for f in (folder / "ImageSets" / "Main").glob("*.txt"))
-
-
-def _pair(train: list[str], val: list[str]) -> tuple[str, str] | None:
-    return ("+".join(train), "+".join(val)) if train and val else None
+    """The names of the lists of pictures; _ALL where there is none."""
+    found = sorted(f.stem for f in (folder / "ImageSets" / "Main").glob("*.txt"))
+    bare = not found and (folder / "JPEGImages").is_dir()
+    return [_ALL] if bare and any((folder / "Annotations").glob("*.xml")) else found
 
 
 def _locate(root: Path, split: str) -> tuple[Path, str]:
@@ -177,6 +185,8 @@ def _list_path(folder: Path, split: str) -> Path:
 
 def _read_list(folder: Path, split: str, files: Mapping[str, Path]) -> list[str]:
     path = _list_path(folder, split)
+    if split == _ALL and _lists(folder) == [_ALL] and not path.exists():
+        return sorted(file.stem for file in (folder / "Annotations").glob("*.xml"))
     try:
         lines = [line.strip() for line in read_lines(path, limit=_MAX_LIST_BYTES)]
     except UserError as error:

@@ -4,8 +4,9 @@ The format of Darknet (https://github.com/pjreddie/darknet, since 2016) and of t
 it. The four numbers are fractions of the picture's width and height. A row of an odd number of
 values from 7 on is a class and a polygon; it counts as the polygon's bounding box. The labels of
 `.../images/a.jpg` are in `.../labels/a.txt`; a picture without that file has no objects. A split is
-a folder of pictures, a list file, or a key of `data.yaml`, of which only the entries `path train
-val test names nc` are read (a `download` command certainly isn't).
+a folder of pictures, a list file, `all` for the pictures right in the folder of the data set, or a
+key of `data.yaml`, of which only the entries `path train val test names nc` are read (a `download`
+command certainly isn't).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _MAX_YAML_BYTES = 1 << 18  # Open Images' 600 names take 10 kB; PyYAML takes sec
 _MAX_LABEL_BYTES = 10_000_000
 _MAX_LIST_BYTES = 1 << 30
 _MAX_CLASSES = 100_000  # where the numbers are all that there is
+_ALL = "all"  # the split of the pictures right in the folder of the data set
 _SPLIT_WORDS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 
 
@@ -85,7 +87,12 @@ def yolo_splits(source: YoloSource) -> tuple[str, str] | None:
         role: next((word for word in words if split_places(source, word)), "")
         for role, words in _SPLIT_WORDS.items()
     }
-    return (found["train"], found["val"]) if any(found.values()) else None
+    if any(found.values()):
+        return found["train"], found["val"]
+    for place, split in ((source.root / "images", "images"), (source.root, _ALL)):
+        if any(label_path(picture).exists() for picture in _pictures_in(place)):
+            return split, ""
+    return None
 
 
 def scan_yolo(
@@ -195,6 +202,14 @@ def _is_name(name: object) -> bool:
     return isinstance(name, str) or (type(name) is int and name.bit_length() <= 64)
 
 
+def _pictures_in(folder: Path) -> list[Path]:
+    """What is named like a picture right in `folder`, sorted."""
+    try:
+        return sorted(f for f in folder.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES)
+    except (OSError, ValueError):  # no folder, or no name of one
+        return []
+
+
 def split_places(source: YoloSource, split: str) -> list[Path]:
     """The folders and list files of a split; empty if there is no such split."""
     root = source.root
@@ -213,6 +228,8 @@ def _existing(root: Path, place: str) -> Path | None:
 
 def _picture_paths(source: YoloSource, split: str, root: DataRoot) -> list[Path]:
     places = split_places(source, split)
+    if not places and split == _ALL:  # not what is below: a run's pictures may be there
+        return _pictures_in(source.root)
     if not places:
         raise UserError(
             f"{source.root}: no split {shown(split)} (no such key, folder or list file)"

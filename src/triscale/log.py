@@ -236,7 +236,7 @@ class Narrator:
         if self._enabled and self._volume != "quiet" and terminal:
             self._view = _View(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=20),  # room for the note on 80 columns
+                BarColumn(bar_width=max(10, min(40, self._console.width - 50))),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}", justify="right"),
                 _Left(),
                 TextColumn("{task.fields[note]}"),
@@ -279,4 +279,5 @@ class Narrator:
 
     def _print(self, text: str, *, style: str | None = None) -> None:
         if self._enabled:
-            self._console.print(text, markup=False, style=style)
+            # lines for a program stay whole; those above a view break between words
+            self._console.print(text, markup=False, style=style, soft_wrap=not self.live)

@@ -87,7 +87,7 @@ class Loggers:
     def __init__(
         self, config: LogConfig, folder: Path, *, recipe: Record, warn: Callable[[str], None]
     ) -> None:
-        self._warn = warn
+        self._warn, self._begun = warn, False
         self._open = {name: _KINDS[name](folder, recipe) for name in config.to}
 
     def __enter__(self) -> Self:
@@ -99,10 +99,12 @@ class Loggers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._each(lambda logger: logger.end(done=error is None))
+        if self._begun:
+            self._each(lambda logger: logger.end(done=error is None))
 
     def begin(self, history: Sequence[Record], *, anew: bool) -> None:
         """The log is this now, and what comes is written after it."""
+        self._begun = True
         self._each(lambda logger: logger.begin(history, anew=anew))
 
     def write(self, record: Record) -> None:
@@ -149,6 +151,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, recipe: Record) -> None:
         self._folder, self._recipe = folder / "tensorboard", recipe
+        self._writer: Any = None
 
     def begin(self, history: Sequence[Record], *, anew: bool) -> None:
         """See Logger."""
@@ -157,6 +160,8 @@ class TensorBoard:
         # protobuf makes their names when they are imported
         self._events = import_module("tensorboard.compat.proto.event_pb2")
         self._summaries = import_module("tensorboard.compat.proto.summary_pb2")
+        if self._writer:
+            self._writer.close()
         self._folder.mkdir(exist_ok=True)
         known = any(self._folder.glob("*.tfevents.*"))
         # a reader takes the files in the order of their names
@@ -290,7 +295,7 @@ class MLflow:
 
     def begin(self, history: Sequence[Record], *, anew: bool) -> None:
         """See Logger. A store can't forget: steps that it has aren't written again."""
-        for name, value in _MLFLOW.items():
+        for name, value in MLFLOW.items():
             os.environ.setdefault(name, value)  # read when it is imported, and later
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
@@ -324,7 +329,7 @@ class MLflow:
             return
         self._last[kind] = step
         now = time.time_ns() // 1_000_000
-        metrics = [Metric(_name(key), value, now, step) for key, value in values.items()]
+        metrics = [Metric(mlflow_name(key), value, now, step) for key, value in values.items()]
         for some in _parts(metrics, 1000):
             self._client.log_batch(self._id, metrics=some)
 
@@ -343,7 +348,7 @@ class MLflow:
 
 
 # without word home; its files are enough; a server that is gone is given up soon
-_MLFLOW = {
+MLFLOW = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_FILE_STORE": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -370,7 +375,7 @@ def _parts(things: list[_T], most: int) -> Iterator[list[_T]]:
     return (things[k : k + most] for k in range(0, len(things), most))
 
 
-def _name(key: str) -> str:
+def mlflow_name(key: str) -> str:
     """A name that MLflow takes; a class may have any, also that of a folder."""
     before, prefix, name = key.partition("eval/AP/")
     if not prefix:

@@ -32,9 +32,10 @@ def train_record(
 
 def train_line(record: Mapping[str, Any], *, left: float) -> str:
     """A record as a line, for people and for programs that read what people read."""
+    terms = _terms([record[name] for name in LOSSES])
     return (
         f"[epoch {record['epoch']}] step {record['step']} lr {record['lr']:.2e} "
-        f"loss {record['loss']:.3f} ({_terms([record[name] for name in LOSSES])}) {record['images_per_second']:.1f} img/s, "
+        f"loss {record['loss']:.3f} ({terms}) {record['images_per_second']:.1f} img/s, "
         f"waited {record['data_seconds']:.1f} s for data"
         f"{f', GPU {memory:.1f} GiB' if (memory := record.get('gpu_gib')) else ''}"
         f", {duration(left)} left"

@@ -25,9 +25,10 @@ def advice_on_waiting(run: Run, recent: Recent) -> str:
     known = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     remedy, flags = remedy_for(run.recipe, recent.share, cores=max(1, cores // processes_here()))
-    command = f" (Ctrl-C, then: triscale train --resume {run.folder} {flags})" if flags else ""
-    waited = f"waited {recent.share:.0%} of the last {recent.seconds:.0f} s for data"
-    return f"{waited}: {remedy}{command}"
+    line = f"waited {recent.share:.0%} of the last {recent.seconds:.0f} s for data: {remedy}"
+    if not flags:
+        return line
+    return f"{line}\n  (Ctrl-C, then: triscale train --resume {run.folder} {flags})"
 
 
 def remedy_for(recipe: Recipe, share: float, *, cores: int) -> tuple[str, str]:

@@ -25,7 +25,8 @@ import numpy as np
 import pytest
 
 from tests.running import MakeRecipe, records, run_quietly
-from triscale import loggers
+from triscale import loggers, runs
+from triscale.cli import main
 from triscale.data.open import Data
 from triscale.errors import UserError
 from triscale.interrupt import Interrupted
@@ -104,9 +105,11 @@ def read_wandb(run: Path) -> Points:
     for record in wandb_records(run):
         if record.WhichOneof("record_type") != "history":
             continue
-        row = {i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.history.item}
+        # what has parts is a picture
+        items = [item for item in record.history.item if len(item.nested_key) == 1]
+        row = {item.nested_key[0]: json.loads(item.value_json) for item in items}
         for key, value in row.items():
-            if key.startswith(("train/", "eval/")) and isinstance(value, int | float):
+            if key.startswith(("train/", "eval/")):
                 points.setdefault(key, []).append((row["_step"], value))
     return points
 
@@ -376,3 +379,24 @@ def test_a_full_disk_ends_tensorboard_alone(tmp_path: Path) -> None:
     assert len(said) == 1
     assert "No space left on device" in said[0]
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 6
+
+
+def test_log_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[tuple[list[str], str]] = []
+
+    def resume(run: Path, *, overrides: list[str], volume: str) -> None:
+        given.append((overrides, volume))
+
+    monkeypatch.setattr(runs, "resume_run", resume)
+    assert main(["train", "--resume", "r"]) == 0
+    assert main(["train", "--resume", "r", "--log", "wandb, mlflow", "--quiet"]) == 0
+    assert main(["train", "--resume", "r", "--log", "", "--verbose"]) == 0
+    assert given == [
+        ([], "normal"),
+        (['log.to=["wandb", "mlflow"]'], "quiet"),
+        (["log.to=[]"], "verbose"),
+    ]
+    assert main(["train", "nowhere", "--log", "comet"]) == 2
+    assert "log.to: expected tensorboard, wandb, mlflow, got 'comet'" in capsys.readouterr().err

@@ -25,13 +25,14 @@ import numpy as np
 import pytest
 
 from tests.running import MakeRecipe, records, run_quietly
-from triscale import loggers, runs
+from triscale import adaptors, runs
+from triscale.adaptors import flat, scalars
 from triscale.cli import main
 from triscale.data.open import Data
 from triscale.errors import UserError
 from triscale.interrupt import Interrupted
 from triscale.log import Narrator, RunLog
-from triscale.loggers import LogConfig, Loggers, flat, scalars
+from triscale.loggers import LogConfig, Loggers
 from triscale.training import train
 
 ALL = ("tensorboard", "wandb", "mlflow")
@@ -45,7 +46,7 @@ def _at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(("WANDB_", "MLFLOW_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name, value in loggers.MLFLOW.items():  # set by the code, and forgotten after the test
+    for name, value in adaptors.MLFLOW.items():  # set by the code, and forgotten after the test
         monkeypatch.setenv(name, value)
 
 
@@ -219,7 +220,7 @@ def test_a_recipe_as_parameters() -> None:
 def test_names_that_mlflow_takes(key: str, name: str) -> None:
     from mlflow.utils.validation import _validate_metric_name
 
-    assert loggers.mlflow_name(key) == name
+    assert adaptors.mlflow_name(key) == name
     _validate_metric_name(name)
 
 

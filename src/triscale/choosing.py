@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from triscale.anchor_choice import BOXES_PER_ANCHOR, POOR_RECALL, objection, propose, shapes_of
 from triscale.config import to_dict
 from triscale.data.decoded import GIB, free_memory
 from triscale.data.index import Index
 from triscale.data.open import Data
 from triscale.distributed import choose_device, processes_here
-from triscale.kmeans import Shapes, cluster, deal, fit_of, flat
+from triscale.kmeans import Shapes, fit_of, flat
 from triscale.model.yolo import ModelConfig, skeleton
 from triscale.recipe import Recipe
 from triscale.training import training_index
@@ -41,9 +42,6 @@ OVERHEAD = 1.4  # a step's memory over what autograd keeps: gradients on their w
 STEPS, LEAST_STEPS = 128, 1000  # the first times the square root of the number of pictures
 EPOCHS = (12, 300)
 MANY_ON_CPU = 20_000  # steps: hours
-POOR_RECALL, BETTER = 0.8, 0.05  # of the usual anchors; what others must add to it
-BOXES_PER_ANCHOR = 100  # fewer say too little about objects to come
-SAMPLE = 4000  # boxes that k-means looks at
 
 
 class Choice(NamedTuple):
@@ -104,9 +102,7 @@ class Facts:
     @cached_property
     def shapes(self) -> Shapes:
         """(m, 2) width and height of the boxes, in parts of their pictures."""
-        sizes = self.index.sizes[:, ::-1].repeat(np.diff(self.index.offsets), axis=0)
-        boxes = self.index.boxes.astype(np.float64)
-        return ((boxes[:, 2:] - boxes[:, :2]) / sizes).clip(1e-6)
+        return shapes_of(self.index)
 
 
 def choose(
@@ -302,18 +298,16 @@ def _anchors(recipe: Recipe, facts: Facts) -> list[Choice]:
     own = f"the network's own: {recall:.0%} of the boxes overlap one by half"
     if recall < POOR_RECALL:
         rng = np.random.default_rng(recipe.train.seed)
-        sample = rng.choice(shapes, min(len(shapes), SAMPLE), replace=False)
-        found = deal(cluster(sample, number, rng=rng), len(usual))
-        better, better_mean = fit_of(shapes, flat(found))
-        # of equal anchors the first gets all objects, and the other strides none
-        if len(np.unique(flat(found), axis=0)) < number:
-            own += "; k-means finds fewer shapes than there are anchors"
-        elif better >= recall + BETTER:
+        found = propose(shapes, number, len(usual), rng=rng)
+        against = objection(shapes, flat(usual), flat(found))
+        if not against:
+            better, better_mean = fit_of(shapes, flat(found))
             reason = (
                 f"by k-means: {better:.0%} of the boxes overlap one by half, mean IoU "
                 f"{better_mean:.2f}; {recall:.0%} and {mean:.2f} with the network's own"
             )
             return [Choice("model.anchors", found, reason, "--set model.anchors=[] for those")]
+        own += f"; {against}"
     return [Choice("model.anchors", (), own)]
 
 

@@ -14,11 +14,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 from triscale import __version__
-from triscale.commands import convert, download, evaluate, predict, recipes, train
+from triscale.commands import anchors, convert, download, evaluate, predict, preview, recipes, train
 from triscale.errors import OutOfMemoryError, ProcessLostError, UserError, ran_out_of_memory
 from triscale.interrupt import Interrupted, leave_undisturbed
 
 _COMMANDS = {
+    "preview": preview,
+    "anchors": anchors,
     "train": train,
     "eval": evaluate,
     "predict": predict,

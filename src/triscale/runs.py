@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,13 +16,13 @@ from triscale.budget import fit_minutes
 from triscale.checkpoint import has_state, load_state, require_unused
 from triscale.choosing import choose
 from triscale.config import apply_override, build, to_dict
-from triscale.data.open import describe, open_dataset
+from triscale.data.open import Data, describe, open_dataset
 from triscale.data.options import DataConfig
 from triscale.decode import DecodeConfig
 from triscale.errors import UserError
 from triscale.evaluation import EvalConfig, Evaluation, choose_metric, evaluate
 from triscale.log import Narrator, Volume
-from triscale.model.yolo import build_model
+from triscale.model.yolo import YOLOv3, build_model
 from triscale.pixels import InputConfig
 from triscale.predict import Detector, find_weights
 from triscale.recipe import Recipe, load_recipe, make_recipe, require_unchanged
@@ -163,47 +163,71 @@ def evaluate_weights(
         )
 
 
+def open_and_fit(
+    settings: Recipe,
+    *,
+    base: Recipe | None = None,
+    given: Collection[str] = (),
+    say: Callable[[str], None],
+) -> tuple[Recipe, Data]:
+    """The data of a recipe, and the recipe, fitted to them and the machine if it comes from `base`.
+
+    The keys in `given` stay as they are. What was found and chosen is said.
+    """
+    path = str(Path(settings.data.path).absolute())
+    settings = replace(settings, data=replace(settings.data, path=path))
+    data = open_dataset(Path(path), settings.data)
+    for line in [*(f"skipped: {line}" for line in data.skipped), *describe(data)]:
+        say(line)
+    if base:
+        settings, lines = choose(settings, data, given=given, base=base)
+        for line in lines:
+            say(line)
+    return settings, data
+
+
+def initial_network(
+    settings: Recipe, classes: Sequence[str], *, say: Callable[[str], None]
+) -> tuple[YOLOv3, Recipe]:
+    """The network that training begins with, from `train.init` or at random, and its recipe."""
+    seeded = torch.Generator().manual_seed(settings.train.seed)
+    if not settings.train.init:
+        return build_model(settings.model, len(classes), generator=seeded), settings
+    path = find_weights(Path(settings.train.init))
+    start = start_from(
+        read_weights(path),
+        settings.model,
+        classes,
+        input_config=settings.input,
+        source=str(path),
+        generator=seeded,
+    )
+    for line in start.report:
+        say(line)
+    return start.model, replace(settings, model=start.config)
+
+
 def _run(
     settings: Recipe, run: Path, *, resume: bool, wishes: Wishes | None = None, volume: Volume
 ) -> Result:
     settings.log.require_installed()  # before anything takes time
     wishes = wishes or Wishes()
     narrator = Narrator(enabled=_is_main(), volume=volume)
-    path = str(Path(settings.data.path).absolute())
-    settings = replace(settings, data=replace(settings.data, path=path))
-    data = open_dataset(Path(settings.data.path), settings.data)
-    for line in [*(f"skipped: {line}" for line in data.skipped), *describe(data)]:
-        narrator.say(line)
-    if wishes.base:
-        # the number of epochs, if it follows from a time, is not one of the choices
-        given = {*wishes.given, *(["train.epochs"] if wishes.minutes else [])}
-        settings, lines = choose(settings, data, given=given, base=wishes.base)
-        for line in lines:
-            narrator.say(line)
+    # the number of epochs, if it follows from a time, is not one of the choices
+    given = {*wishes.given, *(["train.epochs"] if wishes.minutes else [])}
+    settings, data = open_and_fit(settings, base=wishes.base, given=given, say=narrator.say)
     model = None
     if settings.train.init and not resume:
-        path = find_weights(Path(settings.train.init))
-        start = start_from(
-            read_weights(path),
-            settings.model,
-            data.classes,
-            input_config=settings.input,
-            source=str(path),
-            generator=torch.Generator().manual_seed(settings.train.seed),
-        )
-        for line in start.report:
-            narrator.say(line)
-        model, settings = start.model, replace(settings, model=start.config)
+        model, settings = initial_network(settings, data.classes, say=narrator.say)
     elif not resume:
         name = settings.model.backbone
         hint = f" (ImageNet's can be had: triscale download {name})" if name in ZOO else ""
         narrator.say(f"training {name} from random weights{hint} in {run}")
     if wishes.minutes:
-        seeded = torch.Generator().manual_seed(settings.train.seed)
         settings, lines = fit_minutes(
             settings,
             data,
-            model or build_model(settings.model, len(data.classes), generator=seeded),
+            model or initial_network(settings, data.classes, say=narrator.say)[0],
             minutes=wishes.minutes,
             spent=time.perf_counter() - wishes.since,
             folder=run,

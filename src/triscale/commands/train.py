@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--auto-resume", action="store_true", help="go on with the run in --out if there is one"
     )
-    parser.add_argument("--epochs", metavar="N")
+    parser.add_argument("--epochs", metavar="N", help="each shows every training picture once")
     parser.add_argument("--minutes", metavar="N", help="as many epochs as fit into so much time")
-    parser.add_argument("--batch-size", metavar="N")
+    parser.add_argument("--batch-size", metavar="N", help="pictures in a step")
     parser.add_argument("--size", metavar="N", help="side of the square network input, in pixels")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:N or auto")
     parser.add_argument("--workers", metavar="N", help="data loading processes")

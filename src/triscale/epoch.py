@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import count
 
 from triscale.checkpoint import require_space, save_values
 from triscale.config import to_dict
@@ -32,6 +33,14 @@ def finish_epoch(
     )
     network = run.average.network if run.average else run.model
     found, score = None, ""
+    batch_size = max(1, run.plan.batch_size // run.processes.world_size)
+    share = -(-len(data.val or ()) // run.processes.world_size)  # the main process's
+    seen = count(1)
+
+    def each() -> None:
+        run.narrator.part("validating", next(seen), -(-share // batch_size))
+        on_batch()
+
     if data.val and _due(epoch, config.val_interval, config.epochs):
         found = evaluate(
             network,
@@ -41,12 +50,12 @@ def finish_epoch(
             config=run.recipe.evaluate,
             decode=run.recipe.decode,
             input_config=run.recipe.input,
-            batch_size=max(1, run.plan.batch_size // run.processes.world_size),
+            batch_size=batch_size,
             workers=config.workers,
             decoded=run.decoded[1],
             device=run.device,
             processes=run.processes,
-            on_batch=on_batch,
+            on_batch=each,
         )
         score = "" if math.isnan(found.mean) else f"_{found.mean:.4f}"
         run.narrator.say(eval_line(found, epoch))
@@ -54,7 +63,8 @@ def finish_epoch(
             log.write(
                 {"kind": "eval", "epoch": epoch, "step": now.step, "metrics": found.metrics()}
             )
-            write_pictures(run.folder / "predictions", data.val, found, config.pictures)
+            drawn = write_pictures(run.folder / "predictions", data.val, found, config.pictures)
+            run.loggers.pictures(now.step, drawn)
         if found.mean > now.best:
             now.best = found.mean
             now.best_lines += (f"{epoch:04d}:\t{found.mean:.4f}",)
@@ -86,7 +96,7 @@ def require_best(run: Run) -> None:
                 f"{best}: damaged or gone; put it back, or go on without it with "
                 "--set checkpoint.accept_changes=true: the best is then counted anew"
             )
-        run.narrator.say(f"warning: {best}: damaged or gone; the best is counted anew")
+        run.narrator.warn(f"{best}: damaged or gone; the best is counted anew")
         now.best, now.best_lines = -1.0, ()
         return
     _write_best_lines(run)

@@ -21,6 +21,7 @@ from triscale.data.plan import Plan
 from triscale.distributed import Processes, share_tensors, share_value
 from triscale.errors import UserError
 from triscale.log import LOSSES, Narrator, RunLog
+from triscale.loggers import Loggers
 from triscale.model.yolo import YOLOv3
 from triscale.optim import Optimizer, load_state_tensors, state_tensors
 from triscale.recipe import Recipe, make_recipe
@@ -60,6 +61,7 @@ class Run:
     device: torch.device
     processes: Processes
     narrator: Narrator
+    loggers: Loggers
     now: Progress
 
 
@@ -68,7 +70,8 @@ def open_log(run: Run) -> RunLog | None:
     if not run.processes.is_main:
         return None
     accept = run.recipe.checkpoint.accept_changes
-    return RunLog(run.folder / "log.jsonl", mark=run.now.log, accept=accept)
+    path = run.folder / "log.jsonl"
+    return RunLog(path, mark=run.now.log, accept=accept, loggers=run.loggers)
 
 
 def networks(run: Run) -> dict[str, YOLOv3]:
@@ -111,7 +114,7 @@ def restore(run: Run) -> None:
     if run.processes.is_main:
         state, damaged = load_state(run.folder / "last")
         for line in damaged:
-            run.narrator.say(f"warning: {line}")
+            run.narrator.warn(line)
         _require_same(run, state.values)
         for prefix, network in networks(run).items():
             # an average that is new to the run begins with the weights
@@ -233,7 +236,7 @@ def _require_same(run: Run, then: Mapping[str, Any]) -> None:
             f"{text}; it can't go on exactly (with --set checkpoint.accept_changes=true it goes "
             "on all the same)"
         )
-    run.narrator.say(f"warning: {text}")
+    run.narrator.warn(text)
 
 
 def _changes(

@@ -20,6 +20,7 @@ from triscale.decode import DecodeConfig
 from triscale.errors import UserError
 from triscale.evaluation import EvalConfig
 from triscale.files import read_regular
+from triscale.loggers import LogConfig
 from triscale.loss import LossConfig
 from triscale.model.yolo import ModelConfig
 from triscale.optim import OptimConfig
@@ -85,6 +86,7 @@ class Recipe:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     evaluate: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         self.evaluate.require_fit(self.input)

@@ -21,7 +21,7 @@ from triscale.data.options import DataConfig
 from triscale.decode import DecodeConfig
 from triscale.errors import UserError
 from triscale.evaluation import EvalConfig, Evaluation, choose_metric, evaluate
-from triscale.log import Narrator
+from triscale.log import Narrator, Volume
 from triscale.model.yolo import YOLOv3, build_model
 from triscale.pixels import InputConfig
 from triscale.predict import Detector, find_weights
@@ -49,6 +49,7 @@ def start_or_resume(
     out: Path,
     overrides: Sequence[str] = (),
     wishes: Wishes,
+    volume: Volume = "normal",
 ) -> Result:
     """Start a run in `out`, or go on with the one there: for jobs that are restarted."""
     if has_state(out):
@@ -56,13 +57,13 @@ def start_or_resume(
         given = [text for text in overrides if text.partition("=")[0].strip() != "train.init"]
         path = json.dumps(str(data.absolute()), ensure_ascii=False)
         if wishes.minutes:  # no mistake: the command that starts a job also takes it up
-            Narrator(enabled=_is_main()).say(
+            Narrator(enabled=_is_main(), volume=volume).say(
                 f"{out}: goes on to the end that was planned when it began; --minutes plans new "
                 "runs only, and --epochs N in its place moves this one's end"
             )
-        return resume_run(out, overrides=[*given, f"data.path={path}"])
+        return resume_run(out, overrides=[*given, f"data.path={path}"], volume=volume)
     settings = load_recipe(recipe, overrides=overrides)
-    return start_run(data, settings, name=out.name, out=out, wishes=wishes)
+    return start_run(data, settings, name=out.name, out=out, wishes=wishes, volume=volume)
 
 
 def start_run(
@@ -72,6 +73,7 @@ def start_run(
     name: str,
     out: Path | None = None,
     wishes: Wishes | None = None,
+    volume: Volume = "normal",
 ) -> Result:
     """Open the data, say what was found, and train in a new folder (`runs/<data>-<name>`)."""
     run = out or Path("runs")
@@ -79,10 +81,10 @@ def start_run(
         run = out or _free_folder(run, f"{data.absolute().name}-{name}")
         require_unused(run)
     settings = replace(settings, data=replace(settings.data, path=str(data)))
-    return _run(settings, run, resume=False, wishes=wishes)
+    return _run(settings, run, resume=False, wishes=wishes, volume=volume)
 
 
-def resume_run(run: Path, *, overrides: Sequence[str] = ()) -> Result:
+def resume_run(run: Path, *, overrides: Sequence[str] = (), volume: Volume = "normal") -> Result:
     """Go on with the run in a folder from its newest state."""
     for assignment in overrides:
         if assignment.partition("=")[0].strip() == "train.init":
@@ -103,7 +105,7 @@ def resume_run(run: Path, *, overrides: Sequence[str] = ()) -> Result:
         )
     if recipe.train.precision == "auto":  # settled when the run began
         recipe = replace(recipe, train=replace(recipe.train, precision=begun.train.precision))
-    return _run(recipe, run, resume=True)
+    return _run(recipe, run, resume=True, volume=volume)
 
 
 def evaluate_weights(
@@ -118,6 +120,7 @@ def evaluate_weights(
     device: str = "auto",
     precision: Literal["fp32", "bf16", "auto"] = "fp32",
     overrides: Sequence[str] = (),
+    volume: Volume = "normal",
 ) -> Evaluation:
     """Measure weights on a split; the weights' own recipe says how, unless it is overridden."""
     if batch_size < 1 or workers < 0:
@@ -142,7 +145,7 @@ def evaluate_weights(
     if split:
         config = replace(config, val=split)
     opened = open_dataset(data, config, classes=detector.classes, splits=("val",))
-    narrator = Narrator()
+    narrator = Narrator(volume=volume)
     for line in opened.skipped:
         narrator.say(f"skipped: {line}")
     if opened.note:
@@ -210,9 +213,12 @@ def initial_network(
     return start.model, replace(settings, model=start.config)
 
 
-def _run(settings: Recipe, run: Path, *, resume: bool, wishes: Wishes | None = None) -> Result:
+def _run(
+    settings: Recipe, run: Path, *, resume: bool, wishes: Wishes | None = None, volume: Volume
+) -> Result:
+    settings.log.require_installed()  # before anything takes time
     wishes = wishes or Wishes()
-    narrator = Narrator(enabled=_is_main())
+    narrator = Narrator(enabled=_is_main(), volume=volume)
     # the number of epochs, if it follows from a time, is not one of the choices
     given = {*wishes.given, *(["train.epochs"] if wishes.minutes else [])}
     settings, data = open_and_fit(settings, base=wishes.base, given=given, say=narrator.say)
@@ -239,7 +245,7 @@ def _run(settings: Recipe, run: Path, *, resume: bool, wishes: Wishes | None = N
     found = f"best mAP {result.best:.4f}; weights, log and pictures"
     if result.best < 0:
         found = "nothing was measured; the last weights and the log"
-    narrator.say(f"{found} in {run}")
+    narrator.conclude(f"{found} in {run}")
     return result
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from triscale.commands.options import add_precision, add_set, table
+from triscale.commands.options import add_precision, add_set, add_volume, table
 
 HELP = "measure weights on a data set"
 
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:N or auto")
     add_precision(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_volume(parser)
     add_set(parser)
 
 
@@ -45,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         precision=arguments.precision,
         overrides=arguments.overrides,
+        volume=arguments.volume,
     )
     if arguments.json:
         print(json.dumps(result.to_json()))

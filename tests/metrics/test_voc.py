@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from triscale.metrics.voc import (
     PackedDetections,
     PackedTruth,
-    _by_class_best_first,
+    by_class_best_first,
     pack_detections,
     voc_ap,
 )
@@ -176,13 +176,13 @@ def test_the_order_is_that_of_a_stable_sort(kind: type[np.floating], count: int)
     labels = rng.integers(0, 3, count) * 149
     found = PackedDetections(np.zeros(count, int), np.zeros((count, 4)), scores, labels)
     expected = sorted(range(count), key=lambda i: (labels[i], -scores[i]))
-    assert _by_class_best_first(found, 300).tolist() == expected
+    assert by_class_best_first(found, 300).tolist() == expected
 
 
 def test_a_score_that_is_not_a_number_is_the_last() -> None:
     scores = np.array([math.nan, -1, math.nan, 2], np.float32) * np.float32([1, 1, -1, 1])
     found = PackedDetections(np.zeros(4, int), np.zeros((4, 4)), scores, np.zeros(4, int))
-    assert _by_class_best_first(found, 1).tolist() == [3, 1, 0, 2]
+    assert by_class_best_first(found, 1).tolist() == [3, 1, 0, 2]
 
 
 def test_memory_grows_with_the_objects_only() -> None:

@@ -7,18 +7,25 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from triscale.metrics.calibration import Calibration
-from triscale.metrics.curves import F1, PR
-from triscale.metrics.errors import Errors
-from triscale.metrics.pictures import Pictures
-from triscale.metrics.sizes import SizeRow
+from triscale.metrics.calibration import Calibration, calibration
+from triscale.metrics.confusion import confusion_matrix
+from triscale.metrics.curves import F1, PR, AtThreshold, at_threshold, f1_by_score, precision_recall
+from triscale.metrics.errors import Errors, error_kinds
+from triscale.metrics.matching import match
+from triscale.metrics.pictures import Pictures, by_picture, confident_mistakes, missed_objects
+from triscale.metrics.sizes import SizeRow, by_size
 from triscale.metrics.voc import PackedDetections, PackedTruth
 
 
 class Analysis(NamedTuple):
-    """D detections and G objects at an IoU of 0.5; rows are rows of the packed arrays."""
+    """D detections and G objects at an IoU of 0.5; rows are rows of the packed arrays.
 
-    threshold: float  # detections with this score or a higher one are "shown" below
+    Shown are the detections with at least the score `threshold`; the curves, the calibration, the
+    errors and the AP by size are over all scores.
+    """
+
+    threshold: float
+    at_threshold: AtThreshold  # precision, recall, f1
     curves: list[PR]  # (C) one per class
     f1: F1
     confusion: NDArray[np.int64]  # (C+1, C+1) [true, predicted], last: background; shown only
@@ -42,4 +49,28 @@ def analyse(
 
     `inclusive`: x2 and y2 are the last pixels, as in `voc_ap`.
     """
-    raise NotImplementedError
+    matches = match(detections, truth, inclusive=inclusive)
+    f1 = f1_by_score(detections, matches)
+    least = f1.threshold if threshold is None else threshold
+    return Analysis(
+        threshold=least,
+        at_threshold=at_threshold(detections, matches, threshold=least),
+        curves=precision_recall(detections, truth, matches, num_classes=num_classes),
+        f1=f1,
+        confusion=confusion_matrix(
+            detections, truth, matches, num_classes=num_classes, threshold=least
+        ),
+        calibration=calibration(detections, matches),
+        errors=error_kinds(detections, truth, matches, num_classes=num_classes),
+        sizes=by_size(
+            detections,
+            truth,
+            matches,
+            num_classes=num_classes,
+            inclusive=inclusive,
+            threshold=least,
+        ),
+        images=by_picture(detections, truth, matches, threshold=least),
+        mistakes=confident_mistakes(detections, matches, threshold=least),
+        missed=missed_objects(detections, truth, matches, threshold=least),
+    )

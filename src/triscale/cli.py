@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from triscale import __version__
-from triscale.commands import convert, download, evaluate, predict, recipes, train
+from triscale.commands import convert, download, evaluate, predict, recipes, report, train
 from triscale.errors import OutOfMemoryError, ProcessLostError, UserError, ran_out_of_memory
 from triscale.interrupt import Interrupted, leave_undisturbed
 
@@ -25,6 +25,7 @@ _COMMANDS = {
     "convert": convert,
     "download": download,
     "recipes": recipes,
+    "report": report,
 }
 
 

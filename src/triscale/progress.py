@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from triscale.log import LOSSES, Narrator, RunLog
 from triscale.model.yolo import YOLOv3
 from triscale.optim import Optimizer, load_state_tensors, state_tensors
 from triscale.recipe import Recipe
+from triscale.report.during import Pace
 from triscale.weights.native import load_state as load_model
 
 
@@ -61,6 +62,7 @@ class Run:
     processes: Processes
     narrator: Narrator
     now: Progress
+    pace: Pace = field(default_factory=Pace)  # of the report
 
 
 def open_log(run: Run) -> RunLog | None:

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from triscale.data.index import Index, PackedStrings
 from triscale.errors import UserError
+from triscale.evaluation import packed_truth
 from triscale.files import ZIP_ERRORS, open_regular, replace_atomically
-from triscale.metrics.voc import pack_detections
+from triscale.metrics.analysis import Analysis, analyse
+from triscale.metrics.voc import PackedDetections, PackedTruth, pack_detections
 from triscale.types import Detections
 
 BEST, LAST = "detections_best.npz", "detections_last.npz"  # in a run folder
@@ -33,6 +35,24 @@ class Found(NamedTuple):
     about: Mapping[str, Any]  # JSON: epoch, step, metric, mAP, per_class, machine, ...
     index: Index
     detections: list[Detections]  # per picture, best first, original pixels
+
+
+class Seen(NamedTuple):
+    """A validation and what its analysis says."""
+
+    found: Found
+    packed: PackedDetections
+    truth: PackedTruth
+    analysis: Analysis
+
+
+def examine(found: Found) -> Seen:
+    """The analysis of a validation."""
+    index = found.index
+    packed = pack_detections(found.detections, range(len(index)))
+    truth = packed_truth(index)
+    analysis = analyse(packed, truth, num_classes=len(index.classes), inclusive=index.inclusive)
+    return Seen(found, packed, truth, analysis)
 
 
 def save_found(path: Path, found: Found) -> None:
@@ -90,7 +110,9 @@ def load_found(path: Path) -> Found:
         if len(ends) != len(index) or any(len(field) != ends[-1:].sum() for field in fields):
             raise ValueError("arrays of different lengths")
         parts = zip(*(np.split(field, ends[:-1]) for field in fields), strict=True)
-        found = [Detections(boxes, scores, labels.astype(np.int64)) for boxes, scores, labels in parts]
+        found = [
+            Detections(boxes, scores, labels.astype(np.int64)) for boxes, scores, labels in parts
+        ]
     except (*ZIP_ERRORS, LookupError, TypeError, MemoryError) as error:
         raise UserError(f"{path}: damaged ({error}); remove it to measure anew") from error
     return Found(about, index, found[: len(index)])

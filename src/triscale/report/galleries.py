@@ -21,9 +21,10 @@ from triscale.metrics.analysis import Analysis
 from triscale.metrics.voc import PackedDetections
 from triscale.page import Html, figure, gallery
 
-PICTURES = 6  # in each gallery: with WIDTH it bounds the size of the page
+PICTURES = 8  # in each gallery: with WIDTH it bounds the size of the page
 WIDTH = 480  # pixels
-_RIGHT, _WRONG, _MISSED = (0, 158, 115), (213, 94, 0), (240, 228, 66)
+_RIGHT, _WRONG, _MISSED, _TRUE = (0, 158, 115), (213, 94, 0), (240, 228, 66), (255, 255, 255)
+KEY = "Green: right. Red: wrong. Yellow: missed. Thin white: labels that were found."
 _WHY = {
     "class": "wrong class",
     "location": "poor box",
@@ -69,7 +70,7 @@ def make_galleries(index: Index, packed: PackedDetections, analysis: Analysis) -
     ):
         shown = [each for each in figures if each is not None]
         if shown:
-            parts.append((title, note, gallery(shown)))
+            parts.append((title, f"{note} {KEY}", gallery(shown)))
     return Galleries(parts, painter.lost)
 
 
@@ -130,6 +131,10 @@ class _Painter:
         )
         canvas = np.ascontiguousarray(part, np.uint8)
         corner = np.array([x, y, x, y])
+        objects = self.index.objects(image)
+        for row in range(objects.start, objects.stop):
+            if not self.is_missed[row]:
+                _outline(canvas, (self.index.boxes[row] - corner) * scale, _TRUE, width=1)
         labels: list[tuple[NDArray[np.floating], str, tuple[int, int, int]]] = []
         shown = self.packed.scores >= self.analysis.threshold
         kinds = self.analysis.errors.kind_of
@@ -139,7 +144,6 @@ class _Painter:
             _outline(canvas, box, colour)
             if kinds[row] >= 0:
                 labels.append((box, self._name(row), _WRONG))
-        objects = self.index.objects(image)
         for row in range(objects.start, objects.stop):
             box = (self.index.boxes[row] - corner) * scale
             if self.is_missed[row]:
@@ -164,16 +168,16 @@ def _window(pixels: Image, around: NDArray[np.floating] | None) -> tuple[int, in
     return x, y, wide, high
 
 
-def _outline(image: Image, box: NDArray[np.floating], colour: tuple[int, int, int]) -> None:
+def _outline(
+    image: Image, box: NDArray[np.floating], colour: tuple[int, int, int], *, width: int = 2
+) -> None:
     """A box with a dark edge, so that it shows on any ground."""
     x1, y1, x2, y2 = np.clip(np.nan_to_num(box), -10_000, 10_000).round().astype(int).tolist()
-    cv2.rectangle(image, (x1, y1), (x2, y2), (0, 0, 0), 4, cv2.LINE_AA)
-    cv2.rectangle(image, (x1, y1), (x2, y2), colour, 2, cv2.LINE_AA)
+    cv2.rectangle(image, (x1, y1), (x2, y2), (0, 0, 0), width + 1, cv2.LINE_AA)
+    cv2.rectangle(image, (x1, y1), (x2, y2), colour, width, cv2.LINE_AA)
 
 
-def _write(
-    image: Image, box: NDArray[np.floating], text: str, colour: Sequence[int]
-) -> None:
+def _write(image: Image, box: NDArray[np.floating], text: str, colour: Sequence[int]) -> None:
     """A text at the upper left corner of a box, inside the picture."""
     font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.42
     text = text.encode("ascii", "replace").decode()  # what the font has

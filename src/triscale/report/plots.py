@@ -180,12 +180,17 @@ def _write(figure: Figure, title: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r' id="[a-z0-9.]+_[0-9]+"', "", text)  # groups; what is used has other names
     text = re.sub(r"font(?:-family)?: (?:([0-9.]+px) )?'[^;\"]*", _font, text)
-    text = re.sub(r"(\d\.\d)\d+", r"\1", text)  # a tenth of a point is fine enough
+    text = re.sub(r'="[^"<>]*"', _rounded, text)
     text = re.sub(r"\s*\n\s*", " ", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
     how = 'role="img" style="stroke-linejoin:round;stroke-linecap:butt"'
     return svg(text.replace("<svg", f'<svg aria-label="{escape(title)}" {how}', 1))
+
+
+def _rounded(match: re.Match[str]) -> str:
+    """An attribute whose numbers have one digit: a tenth of a point is fine enough."""
+    return re.sub(r"(\d\.\d)\d+", r"\1", match[0])
 
 
 def _font(match: re.Match[str]) -> str:

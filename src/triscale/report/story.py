@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,7 +89,19 @@ def _records(path: Path) -> tuple[list[Record], tuple[str, ...]]:
     return records, (f"{path}: {odd} lines are no records and were left out",) if odd else ()
 
 
-def seconds_of(record: Record, recipe: Recipe, *, steps: int) -> tuple[float, float]:
-    """The wall time of an epoch's steps, and what of it was spent waiting for data."""
-    speed = float(record.get("images_per_second") or math.nan)
-    return steps * recipe.train.batch_size / speed, float(record.get("data_seconds", 0.0))
+class Seconds(NamedTuple):
+    """Where the wall time of an epoch's steps went, without its validation."""
+
+    steps: float
+    waited: float  # for data; a part of `steps`
+
+
+def epoch_seconds(story: Story, place: int) -> Seconds:
+    """The time of the epoch at this place of `story.epochs`, from what its last record says."""
+    record = story.epochs[place]
+    before = int(story.epochs[place - 1]["step"]) if place else 0
+    speed = float(record.get("images_per_second") or 0.0)
+    if speed <= 0:
+        return Seconds(0.0, 0.0)
+    images = (int(record["step"]) - before) * story.recipe.train.batch_size
+    return Seconds(images / speed, float(record.get("data_seconds") or 0.0))

@@ -136,7 +136,7 @@ def _about_mistakes(story: Story, seen: Seen) -> list[str]:
     ]
     metrics = story.best["metrics"] if story.best else {}
     loose, tight = metrics.get("AP50") or 0.0, metrics.get("AP75") or 0.0
-    if not any("poor boxes" in line for line in lines) and 0.3 < loose and tight < TIGHT * loose:
+    if not any("poor boxes" in line for line in lines) and loose > 0.3 and tight < TIGHT * loose:
         lines.append(
             f"Objects are found (AP50 {loose:.3f}), but their boxes are not tight (AP75 "
             f"{tight:.3f}): a larger --size or more epochs usually helps."

@@ -186,7 +186,8 @@ def _time(story: Story) -> list[Section]:
             tiles += [(name, f"{about[key] / 2**30:.2f} GiB")]
     if story.skipped or story.rollbacks:
         tiles += [("skipped steps", story.skipped), ("times gone back", story.rollbacks)]
-    return [Section("Time and memory", Html(facts(tiles) + columns([body])))] if tiles else []
+    narrow = Html(f'<div style="max-width:34rem">{body}</div>')
+    return [Section("Time and memory", Html(facts(tiles) + narrow))] if tiles else []
 
 
 def _card(story: Story, seen: Seen | None) -> Section:

@@ -33,7 +33,8 @@ class Found(NamedTuple):
     """A validation: what it was, and what was found in the pictures of the index."""
 
     about: Mapping[str, Any]  # JSON: epoch, step, metric, mAP, per_class, machine, ...
-    index: Index
+    # that it hides tuple.index harms nobody
+    index: Index  # pyright: ignore[reportIncompatibleMethodOverride]
     detections: list[Detections]  # per picture, best first, original pixels
 
 

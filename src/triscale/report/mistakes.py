@@ -50,7 +50,7 @@ def _classes(seen: Seen) -> Section:
         recall = right / confusion.sum(1)[:-1]
     rest = [k for k in range(len(names)) if k not in set(order)]
     rows: list[tuple[Value, ...]] = [
-        (names[k], int(objects[k]), *map(_number, (ap[k], precision[k], recall[k])))
+        (names[k], int(objects[k]), *(_number(float(each[k])) for each in (ap, precision, recall)))
         for k in [*order, *rest]
     ]
     header = ("class", "objects", "AP", "precision", "recall")
@@ -141,7 +141,6 @@ def _kinds(seen: Seen) -> Section:
             int(errors.counts[k]),
             _number(errors.d_ap[k]),
             Cell(f"{share.get(errors.kinds[k], 0.0):.0%}", share.get(errors.kinds[k], 0.0)),
-            _MEANING[errors.kinds[k]],
         )
         for k in order
     ]
@@ -153,7 +152,8 @@ def _kinds(seen: Seen) -> Section:
         labels=[f"{errors.d_ap[k]:.3f}" for k in order],
         colours=[1] * len(order),
     )
-    parts = [drawing, table(("kind", "count", "AP", "share", "meaning"), rows)]
+    meanings = listing(f"{name}: {_MEANING[name]}" for name in names)
+    parts = [drawing, Html(table(("kind", "count", "AP", "share"), rows) + meanings)]
     note = (
         "Kinds as TIDE has them, over all scores. Without any false detection the AP of "
         f"{_text(errors.ap)} would be {_text(errors.ap + errors.fp_d_ap)}, without any missed "
@@ -212,10 +212,10 @@ def _scores(seen: Seen) -> Section:
     edges = np.linspace(0, 1, len(calibration.count) + 1)
     rows: list[tuple[Value, ...]] = [
         (
-            f"{low:.1f} to {high:.1f}",
+            f"{low:.1f}\u2013{high:.1f}",
             int(count),
-            _number(score),
-            _number(precision),
+            _number(float(score)),
+            _number(float(precision)),
         )
         for low, high, count, score, precision in zip(
             edges[:-1],
@@ -227,7 +227,7 @@ def _scores(seen: Seen) -> Section:
         )
     ]
     drawing = reliability("Calibration", edges, calibration.precision)
-    parts = [drawing, table(("scores", "detections", "mean score", "right"), rows, sortable=False)]
+    parts = [drawing, table(("scores", "count", "mean", "right"), rows, sortable=False)]
     note = (
         "Where the columns end at the dashed line, a score of 0.8 is right in 8 of 10 cases. The "
         f"expected calibration error is {_text(calibration.ece)}."
@@ -264,7 +264,7 @@ def _sizes(seen: Seen) -> Section:
 
 def _range(low: float, high: float) -> str:
     low, high = low**0.5, high**0.5
-    return f"from {low:.0f}" if np.isinf(high) else f"{low:.0f} to {high:.0f}"
+    return f"from {low:.0f}" if np.isinf(high) else f"{low:.0f}\u2013{high:.0f}"
 
 
 def _number(value: float) -> Value:

@@ -10,12 +10,13 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from triscale.page import Html, escape, svg
@@ -26,9 +27,9 @@ _SERIES = [f"#0102{16 + k:02x}" for k in range(NUM_COLOURS)]
 _VARIABLES = {_INK: "currentColor", _MUTED: "var(--muted)", _LINE: "var(--line)"} | {
     colour: f"var(--c{k})" for k, colour in enumerate(_SERIES)
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "font.size": 9.0,
+    "font.size": 9.5,
     "text.color": _INK,
     "axes.labelcolor": _MUTED,
     "axes.edgecolor": _LINE,
@@ -44,7 +45,7 @@ _STYLE = {
     "ytick.labelcolor": _MUTED,
     "lines.linewidth": 1.6,
 }
-_SIZE = 4.6, 2.7  # inches: readable on a phone, where it is as wide
+_SIZE = 4.2, 2.6  # inches: readable on a phone, where it is as wide
 
 
 class Curve(NamedTuple):
@@ -86,7 +87,7 @@ def curves(
         if limits:
             axes.set_ylim(*limits)
         if whole:
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         drawing = _write(figure, title)
     names = [(line.name, line.colour) for line in lines if line.colour is not None and line.name]
     return Html(_head(title) + drawing + legend(names))
@@ -110,7 +111,7 @@ def bars(
         axes.barh(rows, values, 0.62, color=[_SERIES[colour] for colour in colours])
         top = max([*values, 1e-9])
         for row, value, label in zip(rows, values, labels, strict=True):
-            axes.text(value + 0.015 * top, row, label, va="center", fontsize=8)
+            axes.text(value + 0.015 * top, row, label, va="center", fontsize=8.5)
         axes.set_yticks(rows, names)
         axes.tick_params("y", length=0, labelcolor=_INK)
         axes.set_xlim(min([*values, 0.0]), 1.25 * top)
@@ -142,7 +143,7 @@ def stacked(title: str, x: ArrayLike, parts: Sequence[Curve], *, y: str) -> Html
             colour = _SERIES[part.colour or 0]
             axes.bar(np.asarray(x), heights, 0.8, below, color=colour)
             below += heights
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         drawing = _write(figure, title)
     return Html(_head(title) + drawing + legend([(p.name, p.colour) for p in parts]))
 

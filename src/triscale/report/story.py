@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from triscale.errors import UserError
 from triscale.files import read_regular
@@ -77,16 +77,23 @@ def _records(path: Path) -> tuple[list[Record], tuple[str, ...]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            float(record.get("loss", 0)), record["kind"]
-            if record["kind"] == "train":
-                record["epoch"], record["step"], record["lr"]
-            elif record["kind"] == "eval":
-                record["epoch"], record["step"], record["metrics"].get("mAP")
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except ValueError:
+            record = None
+        if _is_record(record):
+            records.append(record)
+        else:
             odd += number < len(lines)  # the last one may be in the making
-            continue
-        records.append(record)
     return records, (f"{path}: {odd} lines are no records and were left out",) if odd else ()
+
+
+def _is_record(record: Any) -> TypeGuard[Record]:
+    """Whether this is a line of a log, with all that is looked for in one of its kind."""
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return False
+    numbers = {"train": ("epoch", "step", "lr", "loss"), "eval": ("epoch", "step")}
+    known = numbers.get(record["kind"], ())
+    whole = all(isinstance(record.get(name), (int, float)) for name in known)
+    return whole and (record["kind"] != "eval" or isinstance(record.get("metrics"), dict))
 
 
 class Seconds(NamedTuple):

@@ -164,10 +164,8 @@ def _of_kind(loss: Loss, story: Story, seen: Seen) -> str:
     if loss.kind == "class":
         return f"{said}wrong classes{_confused(seen)}: see whether these labels are consistent."
     if loss.kind == "location":
-        return (
-            f"{said}poor boxes: more epochs, a larger --size, or an IoU term in the loss "
-            "(--set loss.iou_gain=..., as in the recipe modern) usually tighten them."
-        )
+        term = "" if story.recipe.loss.iou_gain else ", or the recipe modern with its IoU term,"
+        return f"{said}poor boxes: more epochs or a larger --size{term} usually tightens them."
     if loss.kind == "duplicate":
         return (
             f"{said}objects found twice: a lower --set decode.iou_threshold "

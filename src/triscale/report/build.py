@@ -64,10 +64,11 @@ def make_page(story: Story) -> str:
 
 def weights_of(story: Story) -> str:
     """Which weights the figures are of."""
-    about = story.found.about if story.found else {}
-    if weights := about.get("weights"):
-        return str(weights)
-    return "best.safetensors" if (story.folder / "best.safetensors").is_file() else "the newest"
+    assert story.found is not None
+    about, best = story.found.about, story.best
+    if best and about.get("step") == best["step"]:
+        return f"the best weights (after epoch {best['epoch']})"
+    return str(about.get("weights") or "the newest weights")
 
 
 def is_finished(story: Story) -> bool:

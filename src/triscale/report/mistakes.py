@@ -139,7 +139,7 @@ def _kinds(seen: Seen) -> Section:
         (
             errors.kinds[k],
             int(errors.counts[k]),
-            _number(errors.d_ap[k]),
+            _number(float(errors.d_ap[k])),
             Cell(f"{share.get(errors.kinds[k], 0.0):.0%}", share.get(errors.kinds[k], 0.0)),
         )
         for k in order
@@ -180,7 +180,11 @@ def _confusion(seen: Seen) -> Section:
     if len(names) - 1 > FEW:
         order = np.argsort(-(between.sum(0) + between.sum(1)), kind="stable")[:MATRIX]
         chosen = [*sorted(order.tolist()), len(names) - 1]
-    heads = "".join(f'<th scope="col" class="number">{escape(names[k])}</th>' for k in chosen)
+    turned = ' style="writing-mode:vertical-rl;transform:rotate(180deg)"' if len(chosen) > 6 else ""
+    heads = "".join(
+        f'<th scope="col" class="number"><span{turned}>{escape(names[k])}</span></th>'
+        for k in chosen
+    )
     body = ""
     for true in chosen:
         total = max(1, int(confusion[true].sum()))
@@ -190,7 +194,8 @@ def _confusion(seen: Seen) -> Section:
             colour = "--c2" if true == predicted else "--c1"
             depth = round(70 * count / total)
             style = f"background:color-mix(in srgb,var({colour}) {depth}%,transparent)"
-            body += f'<td class="number" style="{style}">{count:,}</td>'
+            text = f"{count:,}" if count else "\u00b7"
+            body += f'<td class="number" style="{style}">{text}</td>'
         body += "</tr>"
     matrix = Html(
         '<div class="wide"><table><thead><tr><th scope="col">labelled as</th>'

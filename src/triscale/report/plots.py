@@ -76,8 +76,8 @@ def curves(
             axes.plot(
                 line.x,
                 line.y,
-                color=_LINE if line.colour is None else _SERIES[line.colour % NUM_COLOURS],
-                linewidth=0.8 if line.colour is None else 1.6,
+                color=_MUTED if line.colour is None else _SERIES[line.colour % NUM_COLOURS],
+                linewidth=0.4 if line.colour is None else 1.6,
                 linestyle="--" if line.dashed else "-",
                 marker="o" if short else None,
                 markersize=3,
@@ -109,10 +109,11 @@ def bars(
         rows = np.arange(len(names))[::-1]
         colours = colours or [0] * len(names)
         axes.barh(rows, values, 0.62, color=[_SERIES[colour] for colour in colours])
-        top = max([*values, 1e-9])
+        top = max([*values, 0.01])
         for row, value, label in zip(rows, values, labels, strict=True):
             axes.text(value + 0.015 * top, row, label, va="center", fontsize=8.5)
         axes.set_yticks(rows, names)
+        axes.margins(y=0.02)
         axes.tick_params("y", length=0, labelcolor=_INK)
         axes.set_xlim(min([*values, 0.0]), 1.25 * top)
         axes.grid(visible=False, axis="y")

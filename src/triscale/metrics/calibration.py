@@ -2,7 +2,7 @@
 
 Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2: reliability diagram
 and expected calibration error. For detectors the accuracy of a bin is its precision: Kueppers et
-al., "Multivariate Confidence Calibration for Object Detection", CVPR workshops 2020, section 3.
+al., "Multivariate Confidence Calibration for Object Detection", CVPR workshops 2020.
 """
 
 from __future__ import annotations

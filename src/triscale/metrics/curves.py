@@ -89,9 +89,9 @@ def at_threshold(
 ) -> AtThreshold:
     """Precision, recall and F1 of the detections with at least that score."""
     shown = detections.scores >= threshold
-    true = np.count_nonzero(shown & matches.correct)
-    found = true + np.count_nonzero(shown & matches.false)
-    total = np.count_nonzero(matches.counted)
+    true = int(np.count_nonzero(shown & matches.correct))
+    found = true + int(np.count_nonzero(shown & matches.false))
+    total = int(np.count_nonzero(matches.counted))
     nan = float("nan")
     return AtThreshold(
         true / found if found else nan,

@@ -1,7 +1,8 @@
 """Why detections are wrong, and what each kind of mistake costs in AP.
 
 Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020 (arXiv
-2008.08115), section 2. A false detection has one kind, by its IoU with the objects of its picture:
+2008.08115), section 2. A false detection has one kind, the first that fits its IoU with the objects
+of its picture:
 
     location    0.1 to 0.5 with an object of its class
     class       0.5 or more with an object of another class
@@ -15,7 +16,7 @@ a kind is what the mean AP gains when an oracle mends all mistakes of this kind 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ class Errors(NamedTuple):
     fp_d_ap: float  # the same without any false detection
     fn_d_ap: float  # the same without any missed object
     kind_of: NDArray[np.int8]  # (D,) place in `kinds`; -1: correct or ignored
+    about: NDArray[np.intp]  # (D,) the object that the mistake is about, or -1
     missed: NDArray[np.intp]  # (M',) rows of the truth that are counted as missed
 
 
@@ -62,11 +64,11 @@ def error_kinds(
     AP 1 if nothing is found of it, else 0.
     """
     kind_of = _kinds(matches)
-    missing = matches.counted & (matches.finder < 0)
-    target = np.where(kind_of == _CLASS, matches.other, matches.own)
-    target[(kind_of != _CLASS) & (kind_of != _LOCATION)] = -1
+    missing = matches.missing()
+    about = np.where((kind_of == _CLASS) | (kind_of == _BOTH), matches.other, matches.own)
+    about[(kind_of == -1) | (kind_of == _BACKGROUND)] = -1
     missed = missing.copy()
-    missed[target[target >= 0]] = False
+    missed[about[_explains(kind_of)]] = False
 
     order = by_class_best_first(detections, num_classes)
     totals = np.bincount(truth.labels[matches.counted], minlength=num_classes)
@@ -75,40 +77,38 @@ def error_kinds(
         keep: NDArray[np.bool_],  # (D,)
         *,
         hits: NDArray[np.bool_] = matches.correct,  # (D,)
-        relabelled: NDArray[np.integer] | None = None,  # (D,)
-        gone: NDArray[np.bool_] | None = None,  # (G,) objects that don't count any more
+        labels: NDArray[np.integer[Any]] = detections.labels,  # (D,)
+        objects: NDArray[np.bool_] = matches.counted,  # (G,)
     ) -> float:
-        labels = detections.labels if relabelled is None else relabelled
+        if not totals.any():
+            return float("nan")
         in_order = order
-        if relabelled is not None:
+        if labels is not detections.labels:
             in_order = by_class_best_first(detections._replace(labels=labels), num_classes)
-        left = totals
-        if gone is not None:
-            left = totals - np.bincount(truth.labels[gone], minlength=num_classes)
         used = in_order[keep[in_order]]
+        left = np.bincount(truth.labels[objects], minlength=num_classes)
         per_class = average_precisions(hits[used], labels[used], totals=left, use_07=use_07)
         empty = np.bincount(labels[used], minlength=num_classes) == 0
-        per_class = np.where(left > 0, per_class, empty.astype(np.float64))
-        return float(np.mean(per_class[totals > 0])) if totals.any() else float("nan")
+        return float(np.mean(np.where(left > 0, per_class, empty)[totals > 0]))
 
     seen = ~matches.ignored
     means = np.empty(6)
     for kind in (_CLASS, _LOCATION):
         mine = matches.order[kind_of[matches.order] == kind]  # best first
-        mine = mine[missing[target[mine]]]
-        _, first = np.unique(target[mine], return_index=True)
+        mine = mine[missing[about[mine]]]
+        _, first = np.unique(about[mine], return_index=True)
         mended = np.zeros(len(kind_of), np.bool_)
         mended[mine[first]] = True
-        labels = None
+        labels = detections.labels
         if kind == _CLASS:
-            labels = detections.labels.copy()
-            labels[mended] = truth.labels[target[mended]]
+            labels = labels.copy()
+            labels[mended] = truth.labels[about[mended]]
         means[kind] = mean_ap(
-            seen & ((kind_of != kind) | mended), hits=matches.correct | mended, relabelled=labels
+            seen & ((kind_of != kind) | mended), hits=matches.correct | mended, labels=labels
         )
     for kind in (_BOTH, _DUPLICATE, _BACKGROUND):
         means[kind] = mean_ap(seen & (kind_of != kind))
-    means[_MISSED] = mean_ap(seen, gone=missed)
+    means[_MISSED] = mean_ap(seen, objects=matches.counted & ~missed)
 
     ap = mean_ap(seen)
     counts = np.bincount(kind_of[kind_of >= 0], minlength=6)
@@ -119,10 +119,28 @@ def error_kinds(
         ap=ap,
         d_ap=means - ap,
         fp_d_ap=mean_ap(matches.correct) - ap,
-        fn_d_ap=mean_ap(seen, gone=missing) - ap,
+        fn_d_ap=mean_ap(seen, objects=matches.counted & ~missing) - ap,
         kind_of=kind_of,
+        about=about,
         missed=np.flatnonzero(missed),
     )
+
+
+def counts_at_threshold(
+    errors: Errors, detections: PackedDetections, matches: Matches, *, threshold: float
+) -> NDArray[np.int64]:
+    """The mistakes (6,) that are left of `errors` without the detections below the score."""
+    shown = detections.scores >= threshold
+    counts = np.bincount(errors.kind_of[shown & (errors.kind_of >= 0)], minlength=6)
+    missed = matches.missing(shown)
+    missed[errors.about[shown & _explains(errors.kind_of)]] = False
+    counts[_MISSED] = np.count_nonzero(missed)
+    return counts
+
+
+def _explains(kind_of: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Which detections (D,) explain that nothing found the object that they are about."""
+    return (kind_of == _CLASS) | (kind_of == _LOCATION)
 
 
 def _kinds(matches: Matches) -> NDArray[np.int8]:

@@ -44,6 +44,11 @@ class Matches(NamedTuple):
         """The detections (D,) that are neither correct nor ignored."""
         return ~(self.correct | self.ignored)
 
+    def missing(self, shown: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+        """The objects (G,) that count and that none of the detections `shown` (D,) found."""
+        found = self.finder >= 0 if shown is None else np.append(shown, False)[self.finder]
+        return self.counted & ~found
+
 
 def match(
     detections: PackedDetections,

@@ -50,6 +50,5 @@ def missed_objects(
     detections: PackedDetections, truth: PackedTruth, matches: Matches, *, threshold: float
 ) -> NDArray[np.intp]:
     """Rows (M,) of the objects that no detection of at least that score found, largest first."""
-    found = np.append(detections.scores >= threshold, False)[matches.finder]
-    rows = np.flatnonzero(matches.counted & ~found)
+    rows = np.flatnonzero(matches.missing(detections.scores >= threshold))
     return rows[np.argsort(-truth.areas[rows], kind="stable")]

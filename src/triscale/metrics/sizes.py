@@ -48,11 +48,11 @@ def by_size(
     Objects of another size are ignored, and so are correct detections of them and false ones whose
     own area is of another size.
     """
-    columns = rows_of(detections.boxes, np.arange(len(detections.scores)), inclusive)
-    area = box_area(columns)  # (D,)
+    every = np.arange(len(detections.scores))
+    area = box_area(rows_of(detections.boxes, every, inclusive))  # (D,)
     order = by_class_best_first(detections, num_classes)
     order = order[~matches.ignored[order]]
-    shown = np.append(detections.scores >= threshold, False)[matches.finder]  # (G,)
+    found = ~matches.missing(detections.scores >= threshold)  # (G,) of those that count
 
     counted = truth.areas[matches.counted].astype(np.float64)
     thirds = np.quantile(counted, (1 / 3, 2 / 3)).tolist() if len(counted) else [0.0, 0.0]
@@ -74,6 +74,6 @@ def by_size(
             )
             total, nan = int(np.count_nonzero(fits)), float("nan")
             ap = float(np.nanmean(per_class)) if total else nan
-            recall = np.count_nonzero(shown & fits) / total if total else nan
+            recall = int(np.count_nonzero(found & fits)) / total if total else nan
             rows.append(SizeRow(name, total, ap, recall, low, high))
     return rows

@@ -148,8 +148,6 @@ def _best_objects(
 ) -> NDArray[np.int64]:
     """The object that each detection is matched to, or -1: (D,)."""
     best = np.full(len(detections.images), -1, np.int64)
-    if len(truth.images) == 0:
-        return best
     images, of_image = np.unique(truth.images, return_inverse=True)  # their numbers have gaps
     # One number per (image, class): the objects of equal number lie side by side once sorted.
     group = of_image * num_classes + truth.labels
@@ -179,6 +177,8 @@ def found_in(
     known: NDArray[Any], values: NDArray[Any]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """The positions of those values that are among the known ones, which are sorted, and where."""
+    if len(known) == 0:
+        return np.zeros(0, np.intp), np.zeros(0, np.intp)
     place = np.searchsorted(known, values)
     found = np.flatnonzero(known.take(place, mode="clip") == values)
     return found, place[found]

@@ -19,7 +19,6 @@ from triscale.report.story import read_story
 @pytest.mark.parametrize(
     ("folders", "names"),
     [
-        ([], []),
         (["/r/a"], ["a"]),
         (["/r/a", "/r/b"], ["a", "b"]),
         (["/r/1/run", "/r/2/run"], ["1/run", "2/run"]),

@@ -77,18 +77,17 @@ def test_what_fails_is_said(
     assert (tmp_path / "run" / BEST).exists()
 
 
-@pytest.mark.parametrize("calls", ["write .report.html.*", "write .detections_best.npz.*"])
-def test_the_disk_is_full(calls: str, crasher: Crasher, devkit: Path, tmp_path: Path) -> None:
+def test_the_disk_is_full(crasher: Crasher, devkit: Path, tmp_path: Path) -> None:
     """As with every file of a run: one line; when there is room again, the run goes on."""
     run = tmp_path / "run"
-    words = begin(devkit, run, "train.report=true")
-    fault = Fault(str(run), at=1, how="ENOSPC", lasting=True, calls=calls)
+    words = begin(devkit, run, "train.report=true", "train.epochs=1")
+    fault = Fault(str(run), at=1, how="ENOSPC", lasting=True, calls="write .report.html.*")
     outcome = crasher.run(words, fault=fault)
     assert outcome.code == 2, outcome.said
     last = outcome.said.splitlines()[-1]
     assert last.startswith("triscale: error: ")
     assert last.endswith(os.strerror(28))
-    assert calls[7:-2] in last
+    assert f"{run}/report.html" in last
     outcome = crasher.run(["train", "--resume", str(run)])
     assert outcome.code == 0, outcome.said
     assert {path.name for path in run.iterdir()} >= FILES

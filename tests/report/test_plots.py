@@ -26,7 +26,7 @@ DRAWINGS: dict[str, Callable[[], Html]] = {
         mark=(0, 1),
     ),
     "no bars": lambda: bars("T", [], [], x="x", labels=[]),
-    "bars": lambda: bars("T", ["a", "b"], [0.5, NAN], x="x", labels=["0.500", "<b>"]),
+    "bars": lambda: bars("T", ["a", "<b>"], [0.5, NAN], x="x", labels=["0.500", "nan"]),
     "scores": lambda: reliability("T", [0, 0.5, 1], [NAN, 0.7]),
     "parts": lambda: stacked("T", [0, 1], [Curve("a", [0, 1], [1, NAN], 0)], y="y"),
 }
@@ -54,4 +54,4 @@ def test_texts_stay_as_they_are() -> None:
     texts = ElementTree.fromstring(
         re.findall(r"<svg.*</svg>", DRAWINGS["bars"](), re.S)[0]
     ).itertext()
-    assert {"a", "b", "0.500", "<b>"} <= {text.strip() for text in texts}
+    assert {"a", "<b>", "0.500", "\u2013"} <= {text.strip() for text in texts}

@@ -103,7 +103,9 @@ def bars(
     colours: Sequence[int] | None = None,
 ) -> Html:
     """Horizontal bars with a text at the end of each."""
-    values = [value if math.isfinite(value) else 0.0 for value in values]
+    known = [math.isfinite(value) for value in values]
+    labels = [label if k else "\u2013" for label, k in zip(labels, known, strict=True)]
+    values = [value if k else 0.0 for value, k in zip(values, known, strict=True)]
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
         figure, axes = _axes(x, "", height=0.8 + 0.32 * len(names))
         rows = np.arange(len(names))[::-1]

@@ -183,7 +183,7 @@ def _time(story: Story) -> list[Section]:
     if seconds := about.get("validation_seconds"):
         tiles += [("one validation", duration(seconds))]
     for key, name in (("memory", "peak memory"), ("gpu_memory", "peak GPU memory")):
-        if about.get(key):
+        if about.get(key) and "weights" not in about:  # else it is that of the measuring
             tiles += [(name, f"{about[key] / 2**30:.2f} GiB")]
     if story.skipped or story.rollbacks:
         tiles += [("skipped steps", story.skipped), ("times gone back", story.rollbacks)]

@@ -16,7 +16,7 @@ from triscale.report.story import Story, read_story
 
 
 def measure_again(story: Story, *, device: str, narrator: Narrator) -> Found:
-    """The validation of the run's best weights, else its newest, which is kept in its folder.
+    """The validation of the run's best weights, else its newest, of which the best's is kept.
 
     Raises UserError if there are no weights, or if the data are gone.
     """
@@ -46,7 +46,8 @@ def measure_again(story: Story, *, device: str, narrator: Narrator) -> Found:
     about |= {"epoch": best and best["epoch"], "step": best and best["step"]}
     about["weights"] = detector.path.name
     found = Found(about, opened.val, evaluation.detections)
-    save_found(story.folder / BEST, found)
+    if best:  # else nothing tells later which weights these are of
+        save_found(story.folder / BEST, found)
     return found
 
 

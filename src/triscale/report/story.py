@@ -62,7 +62,7 @@ def read_story(folder: Path) -> Story:
             story = story._replace(notes=(*story.notes, str(error)))
             continue
         wanted = story.best or (story.evals[-1] if story.evals else None)
-        if wanted is None or found.about.get("step") in (None, wanted["step"]):
+        if wanted is None or found.about.get("step") == wanted["step"]:
             return story._replace(found=found)
     return story
 

@@ -23,17 +23,19 @@ from triscale.commands import (
     predict,
     preview,
     recipes,
+    report,
     train,
 )
 from triscale.errors import OutOfMemoryError, ProcessLostError, UserError, ran_out_of_memory
 from triscale.interrupt import Interrupted, leave_undisturbed
 
 _COMMANDS = {
+    "check": check,
     "preview": preview,
     "anchors": anchors,
     "train": train,
     "eval": evaluate,
-    "check": check,
+    "report": report,
     "predict": predict,
     "convert": convert,
     "download": download,

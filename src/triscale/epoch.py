@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from itertools import count
 
@@ -13,6 +14,8 @@ from triscale.evaluation import Evaluation, choose_metric, evaluate
 from triscale.files import write_atomically
 from triscale.log import RunLog
 from triscale.progress import Run, networks, snapshot
+from triscale.report.during import describe_validation, keep_up
+from triscale.report.found import Found
 from triscale.reporting import eval_line, write_pictures
 from triscale.weights.contents import WeightsInfo
 from triscale.weights.native import is_whole, save_weights
@@ -42,6 +45,7 @@ def finish_epoch(
         on_batch()
 
     if data.val and _due(epoch, config.val_interval, config.epochs):
+        began = time.monotonic()
         found = evaluate(
             network,
             data.val,
@@ -65,12 +69,15 @@ def finish_epoch(
             )
             drawn = write_pictures(run.folder / "predictions", data.val, found, config.pictures)
             run.loggers.pictures(now.step, drawn)
-        if found.mean > now.best:
+        is_best = found.mean > now.best
+        if is_best:
             now.best = found.mean
             now.best_lines += (f"{epoch:04d}:\t{found.mean:.4f}",)
             if log:
                 save_weights(run.folder / "best.safetensors", network, info)
                 _write_best_lines(run)
+        if log and config.report:
+            _report(run, found, seconds=time.monotonic() - began, is_best=is_best)
     # A run always leaves weights behind, even if nothing could be measured.
     unsaved = now.best < 0 and epoch == config.epochs - 1
     if log and (unsaved or _due(epoch, config.save_interval, config.epochs)):
@@ -80,6 +87,22 @@ def finish_epoch(
         now.log = log.flush()
         save_values(run.folder / "last", snapshot(run))
     return found
+
+
+def _report(run: Run, evaluation: Evaluation, *, seconds: float, is_best: bool) -> None:
+    """Keep what the validation of `run.now.pending` found, and the page about the run."""
+    assert run.data.val is not None
+    about = describe_validation(evaluation, seconds=seconds, device=run.device)
+    about |= {"epoch": run.now.pending, "step": run.now.step}
+    about["train"] = {"pictures": len(run.index), "boxes": len(run.index.boxes)}
+    keep_up(
+        run.folder,
+        Found(about, run.data.val, evaluation.detections),
+        is_best=is_best,
+        is_last=run.now.pending == run.recipe.train.epochs - 1,
+        pace=run.pace,
+        say=run.narrator.warn,
+    )
 
 
 def require_best(run: Run) -> None:

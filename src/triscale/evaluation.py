@@ -181,20 +181,24 @@ def detect_all(
     return detections(every, (size, size), original_sizes=sizes, fit=input_config.fit)
 
 
-def score(
-    found: list[Detections], index: Index, *, size: int, metric: Metric, config: EvalConfig
-) -> Evaluation:
-    """The metric of detections in original pixels, one entry per image of `index`."""
-    images = np.arange(len(index))
-    packed = pack_detections(found, images)
-    truth = PackedTruth(
-        images=np.repeat(images, np.diff(index.offsets)),
+def packed_truth(index: Index) -> PackedTruth:
+    """The objects of an index; a picture's number is its position."""
+    return PackedTruth(
+        images=np.repeat(np.arange(len(index)), np.diff(index.offsets)),
         boxes=index.boxes,
         labels=index.labels,
         difficult=index.difficult,
         crowd=index.crowd,
         areas=index.areas,
     )
+
+
+def score(
+    found: list[Detections], index: Index, *, size: int, metric: Metric, config: EvalConfig
+) -> Evaluation:
+    """The metric of detections in original pixels, one entry per image of `index`."""
+    packed = pack_detections(found, range(len(index)))
+    truth = packed_truth(index)
     inclusive = index.inclusive
     if config.network_resolution:
         # gluoncv: boxes are compared after the resize, where a pixel more is a different pixel.

@@ -53,6 +53,7 @@ class TrainConfig:
     val_interval: int = 1  # epochs; 0: never
     save_interval: int = 10  # epochs; 0: only the best
     pictures: int = 8  # validation pictures drawn after each validation
+    report: bool = True  # report.html and what it is made of are written after each validation
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "log_interval"):

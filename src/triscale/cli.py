@@ -24,6 +24,7 @@ from triscale.commands import (
     preview,
     recipes,
     report,
+    serve,
     train,
 )
 from triscale.errors import OutOfMemoryError, ProcessLostError, UserError, ran_out_of_memory
@@ -37,6 +38,7 @@ _COMMANDS = {
     "eval": evaluate,
     "report": report,
     "predict": predict,
+    "serve": serve,
     "convert": convert,
     "download": download,
     "recipes": recipes,

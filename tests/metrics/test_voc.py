@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
-import tarfile
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.metrics.tables import Row, packed_detections, packed_truth, voc2007_test
 from triscale.metrics.voc import (
     PackedDetections,
     PackedTruth,
-    _by_class_best_first,
+    by_class_best_first,
     pack_detections,
     voc_ap,
 )
 from triscale.types import Detections
-
-# Rows of a table: image, x1, y1, x2, y2, class, score or difficult.
-Row = tuple[float, ...]
-
-
-def packed_detections(rows: list[Row] | NDArray[np.float64]) -> PackedDetections:
-    table = np.array(rows, np.float64).reshape(-1, 7)
-    return PackedDetections(
-        table[:, 0].astype(int), table[:, 1:5], table[:, 6], table[:, 5].astype(int)
-    )
-
-
-def packed_truth(rows: list[Row] | NDArray[np.float64]) -> PackedTruth:
-    table = np.array(rows, np.float64).reshape(-1, 7)
-    return PackedTruth(
-        images=table[:, 0].astype(int),
-        boxes=table[:, 1:5],
-        labels=table[:, 5].astype(int),
-        difficult=table[:, 6] > 0,
-        crowd=np.zeros(len(table), np.bool_),
-        areas=np.zeros(len(table)),
-    )
-
 
 A, B = (0, 0, 10, 10), (20, 20, 30, 30)
 
@@ -176,13 +151,13 @@ def test_the_order_is_that_of_a_stable_sort(kind: type[np.floating], count: int)
     labels = rng.integers(0, 3, count) * 149
     found = PackedDetections(np.zeros(count, int), np.zeros((count, 4)), scores, labels)
     expected = sorted(range(count), key=lambda i: (labels[i], -scores[i]))
-    assert _by_class_best_first(found, 300).tolist() == expected
+    assert by_class_best_first(found, 300).tolist() == expected
 
 
 def test_a_score_that_is_not_a_number_is_the_last() -> None:
     scores = np.array([math.nan, -1, math.nan, 2], np.float32) * np.float32([1, 1, -1, 1])
     found = PackedDetections(np.zeros(4, int), np.zeros((4, 4)), scores, np.zeros(4, int))
-    assert _by_class_best_first(found, 1).tolist() == [3, 1, 0, 2]
+    assert by_class_best_first(found, 1).tolist() == [3, 1, 0, 2]
 
 
 def test_memory_grows_with_the_objects_only() -> None:
@@ -291,34 +266,7 @@ def test_a_whole_test_set(shared: Path) -> None:
     oracle = shared / "oracles" / "darknet-tiny"
     published = json.loads((oracle / "voc07test_map.json").read_text())["metrics"]
     classes = [name for name in published["VOC07MApMetric"] if name != "mAP"]
-    detections: list[Row] = []
-    numbers: dict[str, int] = {}
-    with gzip.open(oracle / "voc07test_detections.jsonl.gz", "rt") as lines:
-        for image, line in enumerate(lines):
-            name, (width, height), found = json.loads(line)
-            numbers[name] = image
-            for label, score, x, y, w, h in found:
-                if label in classes:
-                    # 0-based and inclusive: the last column of pixels is width - 1.
-                    x1, x2 = (min(max(v, 0), width - 1) for v in (x - w / 2, x + w / 2))
-                    y1, y2 = (min(max(v, 0), height - 1) for v in (y - h / 2, y + h / 2))
-                    detections.append((image, x1, y1, x2, y2, classes.index(label), score))
-    truth: list[Row] = []
-    with tarfile.open(shared / "data" / "VOC2007_annotations_imagesets.tar.xz") as archive:
-        for member in archive:
-            image = Path(member.name).stem
-            if not member.name.endswith(".xml") or image not in numbers:
-                continue
-            content = archive.extractfile(member)
-            assert content is not None
-            for item in ElementTree.parse(content).iter("object"):
-                corners = [
-                    int(item.findtext(f"bndbox/{k}", "")) for k in ("xmin", "ymin", "xmax", "ymax")
-                ]
-                label = classes.index(item.findtext("name", ""))
-                difficult = int(item.findtext("difficult", ""))
-                truth.append((numbers[image], *(v - 1 for v in corners), label, difficult))
-    assert len(numbers) == 4952
+    detections, truth = voc2007_test(shared, classes)
     for metric, expected in published.items():
         result = voc_ap(
             packed_detections(detections),

@@ -77,7 +77,7 @@ def voc_ap(
     not, and to no other: if that one is difficult the detection is ignored, if it was found before
     by a better detection this one is false. Equal scores keep their order.
     """
-    order = _by_class_best_first(detections, num_classes)
+    order = by_class_best_first(detections, num_classes)
     best = _best_objects(detections, truth, num_classes, iou_threshold, inclusive)[order]
     labels = detections.labels[order]
 
@@ -88,25 +88,44 @@ def voc_ap(
     correct = np.zeros(len(best), np.bool_)
     correct[matched[first]] = True
 
-    counted = truth.labels[~truth.difficult]
-    totals = np.bincount(counted, minlength=num_classes)
-    borders = np.searchsorted(labels, np.arange(num_classes + 1))
-    measure = _eleven_points if use_07 else _area
-    per_class = np.full(num_classes, np.nan)
-    for c in np.flatnonzero(totals):
-        mine = slice(borders[c], borders[c + 1])
-        hits = correct[mine][~ignored[mine]]
-        cumulated = np.cumsum(hits)
-        recall = cumulated / totals[c]
-        precision = cumulated / np.arange(1, len(hits) + 1)
-        # From here on: the best precision at this recall or a higher one.
-        envelope = np.maximum.accumulate(precision[::-1])[::-1]
-        per_class[c] = measure(recall, envelope)
+    totals = np.bincount(truth.labels[~truth.difficult], minlength=num_classes)
+    per_class = average_precisions(
+        correct[~ignored], labels[~ignored], totals=totals, use_07=use_07
+    )
     mean = float(np.mean(per_class[totals > 0])) if totals.any() else float("nan")
     return VocResult(mean, per_class)
 
 
-def _by_class_best_first(detections: PackedDetections, num_classes: int) -> NDArray[np.intp]:
+def average_precisions(
+    hits: NDArray[np.bool_],
+    labels: NDArray[np.integer[Any]],
+    *,
+    totals: NDArray[np.integer[Any]],
+    use_07: bool = False,
+) -> NDArray[np.float64]:
+    """The AP of each class (C,), nan where `totals` (C,), the objects to be found, is 0.
+
+    `hits` (D,): which detections are correct, by class and best first; `labels` (D,): the classes.
+    """
+    measure = _eleven_points if use_07 else _area
+    borders = np.searchsorted(labels, np.arange(len(totals) + 1))
+    per_class = np.full(len(totals), np.nan)
+    for c in np.flatnonzero(totals):
+        mine = slice(borders[c], borders[c + 1])
+        per_class[c] = measure(*recall_and_envelope(hits[mine], int(totals[c])))
+    return per_class
+
+
+def recall_and_envelope(
+    hits: NDArray[np.bool_], total: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall (D,) after each detection, best first; best precision (D,) at that recall or more."""
+    cumulated = np.cumsum(hits)
+    precision = cumulated / np.arange(1, len(hits) + 1)
+    return cumulated / total, np.maximum.accumulate(precision[::-1])[::-1]
+
+
+def by_class_best_first(detections: PackedDetections, num_classes: int) -> NDArray[np.intp]:
     """The order (D,) by class, then by score, the best first; equal ones as they came."""
     # np.lexsort((-scores, labels)), but numpy sorts integers of 16 bits by counting, in a quarter
     # of the time. As integers floats keep their order, negative ones after all other bits turned.
@@ -129,15 +148,13 @@ def _best_objects(
 ) -> NDArray[np.int64]:
     """The object that each detection is matched to, or -1: (D,)."""
     best = np.full(len(detections.images), -1, np.int64)
-    if len(truth.images) == 0:
-        return best
     images, of_image = np.unique(truth.images, return_inverse=True)  # their numbers have gaps
     # One number per (image, class): the objects of equal number lie side by side once sorted.
     group = of_image * num_classes + truth.labels
     by_group = np.argsort(group, kind="stable")
     groups, starts, counts = np.unique(group[by_group], return_index=True, return_counts=True)
-    rows, image = _found_in(images, detections.images)
-    known, which = _found_in(groups, image * num_classes + detections.labels[rows])
+    rows, image = found_in(images, detections.images)
+    known, which = found_in(groups, image * num_classes + detections.labels[rows])
     rows = rows[known]  # those that have something to be compared with
     if len(rows) == 0:
         return best
@@ -147,28 +164,39 @@ def _best_objects(
     begins = ends - count
     # Every (detection, object) pair of equal image and class, detection by detection: P in all.
     objects = by_group[np.arange(ends[-1]) + np.repeat(start - begins, count)]
-    found = _rows(detections.boxes, np.repeat(rows, count), inclusive)
-    overlap = box_iou(found, _rows(truth.boxes, objects, inclusive))  # (P,)
+    found = rows_of(detections.boxes, np.repeat(rows, count), inclusive)
+    overlap = box_iou(found, rows_of(truth.boxes, objects, inclusive))  # (P,)
     overlap = np.nan_to_num(overlap)  # a box of a network gone astray overlaps nothing
-    highest = np.maximum.reduceat(overlap, begins)
-    # The first pair of each detection that reaches its maximum.
-    at_maximum = np.flatnonzero(overlap == np.repeat(highest, count))
-    chosen = objects[at_maximum[np.searchsorted(at_maximum, begins)]]
+    chosen, highest = first_maximum(overlap, begins, count)
     matched = highest >= iou_threshold
-    best[rows[matched]] = chosen[matched]
+    best[rows[matched]] = objects[chosen[matched]]
     return best
 
 
-def _found_in(
+def found_in(
     known: NDArray[Any], values: NDArray[Any]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """The positions of those values that are among the known ones, which are sorted, and where."""
+    if len(known) == 0:
+        return np.zeros(0, np.intp), np.zeros(0, np.intp)
     place = np.searchsorted(known, values)
     found = np.flatnonzero(known.take(place, mode="clip") == values)
     return found, place[found]
 
 
-def _rows(
+def first_maximum(
+    values: NDArray[np.float64], begins: NDArray[np.intp], counts: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Of each run of values (P,): where it first reaches its maximum, and that maximum.
+
+    `begins` and `counts` say where the runs lie, one behind the other, none empty.
+    """
+    highest = np.maximum.reduceat(values, begins)
+    at_maximum = np.flatnonzero(values == np.repeat(highest, counts))
+    return at_maximum[np.searchsorted(at_maximum, begins)], highest
+
+
+def rows_of(
     boxes_xyxy: NDArray[np.floating[Any]], rows: NDArray[np.intp], inclusive: bool
 ) -> NDArray[np.float64]:
     """Those rows of boxes (n, 4), with x2 and y2 behind the last pixel."""

@@ -35,7 +35,7 @@ from triscale.errors import UserError
 from triscale.evaluation import EvalConfig, score
 from triscale.recipe import Recipe, load_recipe
 from triscale.recipes import recipe_text
-from triscale.types import Detections
+from triscale.detections import Detections
 
 OURS, RIVAL = "triscale", "ultralytics"
 FIGURES = (("VOC07 mAP", "VOC07"), ("COCO AP", "AP"), ("COCO AP50", "AP50"))

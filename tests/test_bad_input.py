@@ -76,7 +76,7 @@ def test_nothing_given(capsys: pytest.CaptureFixture[str]) -> None:
         ("eval {run} {data} --size 8", "--size: expected a size from 32 to 8192 pixels, found 8"),
         ("eval {run} {data} --set train.epochs=1", "eval knows the sections data, decode, eval"),
         ("eval {run} {data} --set evaluate.iuo=1", "unknown key 'iuo'; did you mean 'iou'?"),
-        ("predict {run} {tmp}/none.jpg", "{tmp}/none.jpg: no picture found"),
+        ("predict {run} {tmp}/none.jpg", "{tmp}/none.jpg: no picture or video found"),
         ("predict {run} {tmp}/file", "{tmp}/file: "),
         ("predict {run} {tmp}/file --score 2", "--score: expected between 0 and 1, got 2.0"),
         ("predict {run} {data} --out {tmp}/file/x", "{tmp}/file/x: Not a directory"),

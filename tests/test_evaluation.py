@@ -10,12 +10,12 @@ import torch
 
 from triscale.data.index import Index
 from triscale.data.open import Data
+from triscale.detections import Detections
 from triscale.errors import UserError
 from triscale.evaluation import EvalConfig, Evaluation, choose_metric, evaluate, score
 from triscale.model.yolo import ModelConfig, build_model
 from triscale.pixels import InputConfig
 from triscale.predict import Detector
-from triscale.types import Detections
 
 
 @pytest.fixture

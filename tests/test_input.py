@@ -14,12 +14,12 @@ from tests.conftest import TINY
 from tests.running import MakeRecipe, losses, run_quietly
 from triscale.cli import main
 from triscale.data.open import Data
+from triscale.detections import Detections
 from triscale.errors import UserError
 from triscale.pixels import InputConfig
 from triscale.predict import Detector
 from triscale.runs import evaluate_weights
 from triscale.training import Result
-from triscale.types import Detections
 from triscale.weights.native import read_native, write_native
 
 ANCHORS = "[[[40,30],[30,40]],[[20,15],[15,20]],[[9,7],[7,9]]]"

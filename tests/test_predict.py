@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from triscale.data.pictures import read_picture
 from triscale.errors import UserError
 from triscale.model.folded import FoldedCell
 from triscale.model.yolo import ModelConfig, build_model
 from triscale.pixels import InputConfig
-from triscale.predict import Detector, find_pictures, find_weights
+from triscale.predict import Detector, find_weights, read_pixels
 from triscale.weights.contents import WeightsInfo
 from triscale.weights.formats import load_weights
 from triscale.weights.native import save_weights
@@ -72,7 +72,7 @@ def test_a_file_and_its_array_are_the_same(trained: Path, devkit: Path) -> None:
     assert len(from_file.scores)
     assert (np.diff(from_file.scores) <= 0).all(), "best first"
     for other in (from_text, from_array):
-        assert all(np.array_equal(a, b) for a, b in zip(from_file, other, strict=True))
+        assert from_file.to_dicts() == other.to_dicts()
     np.testing.assert_allclose(from_batch.scores, from_file.scores, rtol=1e-4)
 
 
@@ -83,6 +83,7 @@ def test_a_file_and_its_array_are_the_same(trained: Path, devkit: Path) -> None:
         np.zeros((5, 5), np.uint8),
         np.zeros((5, 5, 4), np.uint8),
         np.zeros((5, 5, 3), np.float32),
+        None,
     ],
 )
 def test_a_wrong_array_is_refused(image: np.ndarray, weights: Path) -> None:
@@ -97,38 +98,59 @@ def test_a_missing_picture_is_named(weights: Path, tmp_path: Path) -> None:
         Detector(weights, device="cpu")(tmp_path / "none.jpg")
 
 
-@pytest.fixture
-def album(tmp_path: Path) -> Path:
-    for name in ("b.jpg", "a.PNG", "deep/c.bmp", "notes.txt"):
-        path = tmp_path / "album" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _, data = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))
-        path.write_bytes(data.tobytes())
-    return tmp_path / "album"
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_a_list_gives_a_list(number: int, weights: Path) -> None:
+    detector = Detector(weights, device="cpu")
+    sizes = [(96, 96), (48, 192), (200, 100)][:number]
+    pictures = [np.zeros((*size, 3), np.uint8) for size in sizes]
+    for batch_size in (1, 2, 4):
+        found = detector(pictures, batch_size=batch_size)
+        assert [len(one) for one in found] == [9] * number
+        for one, (height, width) in zip(found, sizes, strict=True):
+            assert one.boxes.max(0)[2:].round().tolist() == [width, round(height * 92 / 96)]
+            assert set(one.names) == {"b"}
+    assert len(detector(tuple(pictures))) == number
 
 
-@pytest.mark.parametrize(
-    ("sources", "names"),
-    [
-        ([], []),
-        (["b.jpg"], ["b.jpg"]),
-        ([""], ["a.PNG", "b.jpg", "c.bmp"]),
-        (["deep"], ["c.bmp"]),
-        (["*.jpg"], ["b.jpg"]),
-        (["**/*.bmp", "a.PNG"], ["c.bmp", "a.PNG"]),
-        (["?.*"], ["a.PNG", "b.jpg"]),
-        (["notes.txt"], ["notes.txt"]),  # named outright: reading it says what is wrong
-    ],
-)
-def test_find_pictures(sources: list[str], names: list[str], album: Path) -> None:
-    assert [p.name for p in find_pictures([str(album / s) for s in sources])] == names
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "LA", "1"])
+def test_pil_images(mode: str, weights: Path) -> None:
+    detector = Detector(weights, device="cpu")
+    image = Image.new("RGB", (192, 48), (250, 120, 10)).convert(mode)
+    found = detector(image)
+    assert len(found) == 9
+    assert found.draw().shape == (48, 192, 3)
+    assert np.array_equal(read_pixels(image), np.asarray(image.convert("RGB")))
 
 
-@pytest.mark.parametrize("source", ["none.jpg", "*.gif", "empty"])
-def test_no_pictures(source: str, album: Path) -> None:
-    (album / "empty").mkdir()
-    with pytest.raises(UserError, match="no picture found"):
-        find_pictures([str(album / "b.jpg"), str(album / source)])
+def test_pil_images_are_turned(tmp_path: Path) -> None:
+    """As EXIF says, and as the file is when it is read from disk."""
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    turned = read_pixels(Image.open(tmp_path / "turned.png"))
+    assert turned.shape == (32, 16, 3)
+    assert np.array_equal(turned, read_pixels(tmp_path / "turned.png"))
+
+
+def test_pil_images_of_16_bits_are_refused() -> None:
+    with pytest.raises(UserError, match="8 bits per channel, got mode I;16"):
+        read_pixels(Image.new("I;16", (4, 4)))
+
+
+def test_the_result_knows_its_picture(weights: Path, tmp_path: Path) -> None:
+    """A file is read again when it is asked for; arrays are kept."""
+    pixels = np.full((96, 96, 3), 50, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "p.png")
+    detector = Detector(weights, device="cpu")
+    from_file, from_array = detector([str(tmp_path / "p.png"), pixels])
+    assert from_file.classes == detector.classes
+    assert np.array_equal(from_file.draw(), from_array.draw())
+    assert from_file._repr_png_() == from_array._repr_png_()
+    (tmp_path / "p.png").unlink()
+    with pytest.raises(UserError, match="can't be read"):
+        from_file.draw()
 
 
 def test_find_weights(tmp_path: Path) -> None:
@@ -162,8 +184,7 @@ def test_precision(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         {c.dtype for c in d.model.modules() if isinstance(c, FoldedCell)} for d in (full, half)
     ]
     assert types == [{torch.float32}, {torch.float32, torch.bfloat16}]
-    for ours, theirs in zip(half(picture), full(picture), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert half(picture).to_dicts() == full(picture).to_dicts()
     monkeypatch.setattr("triscale.predict.faster_precision", lambda device: "bf16")
     assert Detector(weights, device="cpu", precision="auto").precision == "bf16"
 

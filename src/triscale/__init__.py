@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from triscale.choosing import choose
     from triscale.data.open import open_dataset
+    from triscale.detections import Detections
     from triscale.errors import UserError
     from triscale.evaluation import evaluate
     from triscale.metrics.coco import coco_ap
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from triscale.predict import Detector
     from triscale.recipe import Recipe, load_recipe
     from triscale.training import train
-    from triscale.types import Batch, Detections, Sample
+    from triscale.types import Batch, Sample
     from triscale.weights.formats import load_weights
     from triscale.weights.native import save_weights
 
@@ -52,6 +53,7 @@ __all__ = [
 _HOMES = {
     "triscale.choosing": ("choose",),
     "triscale.data.open": ("open_dataset",),
+    "triscale.detections": ("Detections",),
     "triscale.errors": ("UserError",),
     "triscale.evaluation": ("evaluate",),
     "triscale.metrics.coco": ("coco_ap",),
@@ -62,7 +64,7 @@ _HOMES = {
     "triscale.predict": ("Detector",),
     "triscale.recipe": ("Recipe", "load_recipe"),
     "triscale.training": ("train",),
-    "triscale.types": ("Batch", "Detections", "Sample"),
+    "triscale.types": ("Batch", "Sample"),
     "triscale.weights.formats": ("load_weights",),
     "triscale.weights.native": ("save_weights",),
 }

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from triscale.anchors import Grid
 from triscale.boxes import box_area, clip_boxes
+from triscale.detections import Detections
 from triscale.errors import UserError
 from triscale.pixels import Fit, placement
-from triscale.types import Detections, Predictions
+from triscale.types import Predictions
 
 
 class Decoded(NamedTuple):

@@ -16,13 +16,13 @@ from triscale.data.index import Index
 from triscale.data.loader import make_loader
 from triscale.data.plan import validation_draws
 from triscale.decode import DecodeConfig, Decoded, detect, detections
+from triscale.detections import Detections
 from triscale.distributed import Processes, gather_interleaved
 from triscale.errors import UserError
 from triscale.metrics.coco import coco_ap
 from triscale.metrics.voc import PackedTruth, pack_detections, voc_ap
 from triscale.model.yolo import YOLOv3
 from triscale.pixels import InputConfig, network_input
-from triscale.types import Detections
 
 Metric = Literal["voc07", "voc", "coco"]
 

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from triscale.config import build
 from triscale.data.augment import val_transform
 from triscale.data.loader import collate
-from triscale.data.pictures import is_picture, read_picture
+from triscale.data.pictures import read_picture
 from triscale.decode import DecodeConfig, detect, detections
+from triscale.detections import Detections
 from triscale.distributed import choose_device
 from triscale.errors import UserError
 from triscale.model.folded import DTYPES, Precision, faster_precision, fold
 from triscale.pixels import network_input
-from triscale.types import Batch, Detections, Sample
+from triscale.types import Batch, Sample
 from triscale.weights.formats import cached, load_weights
 from triscale.weights.zoo import ZOO
+
+Picture = str | Path | NDArray[np.uint8] | Image.Image
 
 
 class Detector:
@@ -57,25 +62,59 @@ class Detector:
         """The names that `Detections.labels` count."""
         return self.info.classes
 
-    def __call__(self, image: str | Path | NDArray[np.uint8]) -> Detections:
-        """The detections in a picture file or an RGB array (H, W, 3), best first, in its pixels."""
-        return self.batch([image])[0]
+    @overload
+    def __call__(self, images: Picture, *, batch_size: int = 4) -> Detections: ...
+    @overload
+    def __call__(self, images: Sequence[Picture], *, batch_size: int = 4) -> list[Detections]: ...
+    def __call__(
+        self, images: Picture | Sequence[Picture], *, batch_size: int = 4
+    ) -> Detections | list[Detections]:
+        """The detections in a picture, best first, in its pixels; for a list of them a list.
 
-    def batch(self, images: Sequence[str | Path | NDArray[np.uint8]]) -> list[Detections]:
+        A picture is a file, an RGB array (H, W, 3) or a PIL image. `batch_size` pictures of a list
+        are read and computed together.
+        """
+        if not isinstance(images, (list, tuple)):
+            return self.batch([cast("Picture", images)])[0]
+        pictures = cast("Sequence[Picture]", images)
+        starts = range(0, len(pictures), batch_size)
+        return [found for i in starts for found in self.batch(pictures[i : i + batch_size])]
+
+    def batch(self, images: Sequence[Picture]) -> list[Detections]:
         """The detections in each of some pictures, computed together."""
         batch = self.prepare(images)
         with torch.inference_mode():
             predictions = self.model(network_input(batch, self.info.input))
             decoded = detect(predictions, self._grid, self.decode)
-        return detections(
+        found = detections(
             decoded, self._size, original_sizes=batch.original_sizes, fit=self.info.input.fit
         )
+        return [
+            replace(one, classes=self.classes, picture=partial(read_pixels, image))
+            for one, image in zip(found, images, strict=True)
+        ]
 
-    def prepare(self, images: Sequence[str | Path | NDArray[np.uint8]]) -> Batch:
+    def prepare(self, images: Sequence[Picture]) -> Batch:
         """Some pictures at the network's size, on its device."""
         fit = self.info.input.fit
         samples = [val_transform(_sample(image), self._size, fit=fit) for image in images]
         return collate(samples).to(self.device)
+
+
+def read_pixels(image: Picture) -> NDArray[np.uint8]:
+    """A file, an RGB array or a PIL image as RGB (H, W, 3), turned upright as its EXIF says."""
+    if isinstance(image, (str, Path)):
+        return read_picture(Path(image))
+    if isinstance(image, Image.Image):
+        if image.mode[0] in "IF":
+            raise UserError(f"expected a PIL image of 8 bits per channel, got mode {image.mode}")
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    pixels = np.asarray(image)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
+        raise UserError(
+            f"expected an RGB image as uint8 of shape (H, W, 3), got {pixels.dtype} {pixels.shape}"
+        )
+    return pixels
 
 
 def find_weights(path: Path) -> Path:
@@ -100,26 +139,6 @@ def find_weights(path: Path) -> Path:
     return max(epochs, key=lambda file: int(re.split(r"[_.]", file.name)[1]))
 
 
-def find_pictures(sources: list[str]) -> list[Path]:
-    """The picture files that files, folders and glob patterns mean; UserError if one means none."""
-    found: list[Path] = []
-    for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if is_picture(p))
-        elif path.exists():
-            inside = [path]
-        else:
-            matches = (Path(p) for p in sorted(glob.glob(source, recursive=True)))
-            inside = [p for p in matches if is_picture(p)]
-        if not inside:
-            raise UserError(
-                f"{source}: no picture found (a file, a folder or a pattern is expected)"
-            )
-        found.extend(inside)
-    return found
-
-
 def _choose_precision(name: str, device: torch.device) -> Precision:
     """The precision for fp32, bf16 or auto."""
     if name == "auto":
@@ -130,13 +149,9 @@ def _choose_precision(name: str, device: torch.device) -> Precision:
     raise UserError(f"precision: expected fp32, bf16 or auto, got '{name}'")
 
 
-def _sample(image: str | Path | NDArray[np.uint8]) -> Sample:
+def _sample(image: Picture) -> Sample:
     """A picture without labels as the validation transform takes it."""
-    pixels = read_picture(Path(image)) if isinstance(image, (str, Path)) else image
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
-        raise UserError(
-            f"expected an RGB image as uint8 of shape (H, W, 3), got {pixels.dtype} {pixels.shape}"
-        )
+    pixels = read_pixels(image)
     height, width = pixels.shape[:2]
     return Sample(
         image=pixels,

@@ -103,11 +103,3 @@ class Losses(NamedTuple):
     def total(self) -> Tensor:
         """The quantity that is differentiated: the sum of all."""
         return self.objectness + self.centre + self.scale + self.classes + self.iou
-
-
-class Detections(NamedTuple):
-    """The detections of one picture, best first."""
-
-    boxes: NDArray[np.float32]  # (K, 4) xyxy in pixels of the original picture
-    scores: NDArray[np.float32]  # (K,)
-    labels: NDArray[np.int64]  # (K,) class index

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.metrics.tables import Row, packed_detections, packed_truth, voc2007_test
+from triscale.detections import Detections
 from triscale.metrics.voc import (
     PackedDetections,
     PackedTruth,
@@ -20,7 +21,6 @@ from triscale.metrics.voc import (
     pack_detections,
     voc_ap,
 )
-from triscale.types import Detections
 
 A, B = (0, 0, 10, 10), (20, 20, 30, 30)
 

@@ -1,92 +1,158 @@
-"""`triscale predict`: detections as pictures, lines or JSON."""
+"""`triscale predict`: detections as drawings, lines, JSON, COCO results or YOLO files."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from triscale.commands.options import add_precision, table
+from triscale.commands.options import add_precision, require_new
 from triscale.errors import UserError
 
-HELP = "find objects in pictures"
+if TYPE_CHECKING:
+    from triscale.outputs import Output
+    from triscale.predict import Detector
+    from triscale.sources import Shot, Source
+
+HELP = "find objects in pictures, videos and cameras"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command can be told."""
     parser.add_argument("weights", metavar="WEIGHTS_OR_RUN")
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="files, folders, patterns")
-    parser.add_argument("--out", metavar="DIR", help="for drawn pictures (default: predictions)")
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="pictures, videos, folders, patterns, camera:0, rtsp://...",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="for drawings (default: predictions, if nothing else is asked)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per line on stdout")
+    parser.add_argument("--coco", metavar="FILE", help="write COCO results")
+    parser.add_argument("--yolo", metavar="DIR", help="write a YOLO text file per picture")
     parser.add_argument("--score", type=float, default=0.3, metavar="T", help="least score shown")
+    parser.add_argument("--labels", metavar="A,B", help="only these classes")
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="of videos each N-th frame (default: 1)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="computed together (default: 4; live: 1)"
+    )
     parser.add_argument("--device", default="auto", metavar="D")
     add_precision(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object per picture on stdout")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the arguments say."""
+    _check(arguments)
+    # FFmpeg's and OpenCV's own lines say less than ours; who wants them sets these.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    from triscale.detections import label_numbers
+    from triscale.interrupt import stop_requests
+    from triscale.log import Narrator
+    from triscale.predict import Detector
+    from triscale.sources import count_shots, find_sources, read_shots
+
+    sources = find_sources(arguments.sources)
+    detector = Detector(arguments.weights, device=arguments.device, precision=arguments.precision)
+    labels = None
+    if arguments.labels:
+        labels = label_numbers(arguments.labels.split(","), detector.classes)
+    total = count_shots(sources, every=arguments.every)
+    unread: list[UserError] = []
+
+    with stop_requests() as stopping, ExitStack() as stack:
+        # Each is entered before the next is made, so that none is left open if one can't be.
+        outputs = [stack.enter_context(closing(o)) for o in _outputs(arguments, sources, detector)]
+        narrator = stack.enter_context(Narrator())
+
+        def failed(error: UserError) -> None:
+            unread.append(error)
+            if len(sources) > 1:
+                narrator.say(f"triscale: {error}")
+
+        def warn(text: str) -> None:
+            narrator.say(f"triscale: warning: {text}")
+
+        shots = stack.enter_context(
+            closing(read_shots(sources, every=arguments.every, failed=failed, warn=warn))
+        )
+        if total is None:
+            narrator.say("until Ctrl-C")
+        elif total > 1:
+            narrator.begin("predict", total)
+        began, done = time.monotonic(), 0
+        for group in _groups(shots, arguments.batch_size or (4 if total is not None else 1)):
+            for shot, found in zip(group, detector.batch([s.image for s in group]), strict=True):
+                kept = found.filter(arguments.score, labels=labels)
+                for output in outputs:
+                    output.add(shot, kept)
+            done += len(group)
+            rate = done / (time.monotonic() - began)
+            narrator.advance(f"{rate:.1f}/s", amount=len(group))
+            if stopping():
+                break
+    if done and not arguments.json:
+        print("\n".join(line for output in outputs if (line := output.summary())))
+    if stopping():
+        narrator.say(f"triscale: what was found in {done} pictures and frames is written")
+        raise KeyboardInterrupt
+    if len(sources) == 1 and unread:
+        raise unread[0]
+    if unread:
+        raise UserError(
+            f"{len(unread)} of {len(sources)} sources couldn't be read; "
+            "what was found in the others is written"
+        )
+
+
+def _check(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.score <= 1:
         raise UserError(f"--score: expected between 0 and 1, got {arguments.score}")
-    from triscale.data.pictures import read_picture
-    from triscale.draw import draw_detections, write_picture
-    from triscale.predict import Detector, find_pictures
-
-    pictures = find_pictures(arguments.sources)
-    detector = Detector(arguments.weights, device=arguments.device, precision=arguments.precision)
-    out = Path(arguments.out or "predictions") if arguments.out or not arguments.json else None
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-    names = _unique_names(pictures)
-    if out:
-        targets = {(out / name).resolve() for name in names}
-        for path in pictures:
-            if path.resolve() in targets:
-                raise UserError(
-                    f"{path}: would be replaced; choose another folder than --out {out}"
-                )
-    rows: list[tuple[str, ...]] = []
-    for path, name in zip(pictures, names, strict=True):
-        image = read_picture(path)
-        found = detector(image)
-        shown = [k for k, s in enumerate(found.scores.tolist()) if s >= arguments.score]
-        if out:
-            drawn = draw_detections(
-                image, found, classes=detector.classes, min_score=arguments.score
-            )
-            write_picture(out / name, drawn)
-        objects: list[dict[str, Any]] = [
-            {
-                "label": detector.classes[int(found.labels[k])],
-                "score": round(float(found.scores[k]), 6),
-                "box": [round(v, 2) for v in found.boxes[k].tolist()],
-            }
-            for k in shown
-        ]
-        if arguments.json:
-            size = [image.shape[1], image.shape[0]]
-            print(json.dumps({"image": str(path), "size": size, "detections": objects}), flush=True)
-        else:
-            rows += [
-                (str(path), o["label"], f"{o['score']:.3f}", " ".join(f"{v:.0f}" for v in o["box"]))
-                for o in objects
-            ] or [(str(path), "-", "", "")]
-    if not arguments.json:
-        table(("picture", "label", "score", "x1 y1 x2 y2"), rows)
-        print(f"{len(pictures)} drawn pictures in {out}")
+    for flag, value in (("--every", arguments.every), ("--batch-size", arguments.batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"{flag}: expected at least 1, got {value}")
 
 
-def _unique_names(pictures: Sequence[Path]) -> list[str]:
-    """A file name per picture; pictures of one name in several folders get a number."""
-    taken: set[str] = set()
-    names: list[str] = []
-    for path in pictures:
-        suffix = path.suffix if path.suffix.lower() in (".jpg", ".jpeg", ".png") else ".jpg"
-        name, number = f"{path.stem}{suffix}", 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{path.stem}-{number}{suffix}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
+def _outputs(
+    arguments: argparse.Namespace, sources: list[Source], detector: Detector
+) -> Iterator[Output]:
+    """What was asked for; drawings and a table if nothing was."""
+    from triscale.outputs import (
+        CocoResults,
+        Drawings,
+        JsonLines,
+        Table,
+        YoloFiles,
+        coco_pictures_path,
+    )
+
+    if arguments.out or not (arguments.json or arguments.coco or arguments.yolo):
+        yield Drawings(Path(arguments.out or "predictions"), sources)
+    if arguments.yolo:
+        yield YoloFiles(Path(arguments.yolo), detector.classes)
+    if arguments.coco:
+        path = Path(arguments.coco)
+        require_new([path, coco_pictures_path(path)])
+        yield CocoResults(path, sources, detector.classes)
+    # A live bar catches what is printed, to show it above itself: right on a terminal, wrong for a
+    # file or a pipe.
+    stdout = None if sys.stdout and sys.stdout.isatty() else sys.stdout
+    if arguments.json:
+        yield JsonLines(lambda line: print(line, file=stdout, flush=True))
+    else:
+        yield Table(lambda line: print(line, file=stdout), sources, detector.classes)
+
+
+def _groups(shots: Iterator[Shot], size: int) -> Iterator[list[Shot]]:
+    while group := list(islice(shots, size)):
+        yield group

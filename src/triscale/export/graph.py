@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from triscale.anchors import STRIDES, Grid
+from triscale.boxes import pairwise_iou
 from triscale.decode import DecodeConfig, decode_boxes, decode_scores
 from triscale.export.resize import fitted, placement_of
 from triscale.model.yolo import YOLOv3
-from triscale.boxes import pairwise_iou
 from triscale.pixels import GREY, MEAN, NORMALISATIONS, InputConfig
 from triscale.types import Predictions
 

@@ -50,9 +50,7 @@ def placement_of(sizes: Tensor, size: tuple[int, int], *, fit: Fit) -> Tensor:
     return torch.stack([left, top, width, height], -1)
 
 
-def _stretch(
-    old: Tensor, length: int, new: int, growing: Tensor, shrinking: Tensor
-) -> Tensor:
+def _stretch(old: Tensor, length: int, new: int, growing: Tensor, shrinking: Tensor) -> Tensor:
     """(new, length) weights: cubic if both sides grow, area if both shrink, else linear."""
     scale = old / new
     target = torch.arange(new, dtype=torch.float32)[:, None]

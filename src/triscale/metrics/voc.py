@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from triscale.boxes import box_iou
 
 if TYPE_CHECKING:
-    from triscale.types import Detections
+    from triscale.detections import Detections
 
 
 class PackedDetections(NamedTuple):

@@ -31,11 +31,11 @@ from harness import Peer, Report, peers
 from triscale.data.index import Index
 from triscale.data.open import open_dataset
 from triscale.data.plan import subset
+from triscale.detections import Detections
 from triscale.errors import UserError
 from triscale.evaluation import EvalConfig, score
 from triscale.recipe import Recipe, load_recipe
 from triscale.recipes import recipe_text
-from triscale.detections import Detections
 
 OURS, RIVAL = "triscale", "ultralytics"
 FIGURES = (("VOC07 mAP", "VOC07"), ("COCO AP", "AP"), ("COCO AP50", "AP50"))

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from triscale.decode import detect, detections
 from triscale.model.folded import faster_precision, fold
 from triscale.model.yolo import ModelConfig, build_model
-from triscale.pixels import InputConfig, network_input
+from triscale.normalise import network_input
+from triscale.pixels import InputConfig
 from triscale.predict import Detector
 from triscale.weights.contents import WeightsInfo
 from triscale.weights.formats import load_weights

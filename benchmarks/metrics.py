@@ -24,9 +24,9 @@ import pycocotools.coco
 import pycocotools.cocoeval
 from harness import Peer, Report, arguments, in_turns, peers, ratio
 
+from triscale.detections import Detections
 from triscale.metrics.coco import coco_ap
 from triscale.metrics.voc import PackedDetections, PackedTruth, pack_detections, voc_ap
-from triscale.detections import Detections
 
 PER_PICTURE = 100
 SIDE = 500.0  # of a picture

@@ -23,7 +23,7 @@ from triscale.detections import Detections
 from triscale.distributed import choose_device
 from triscale.errors import UserError
 from triscale.model.folded import DTYPES, Precision, faster_precision, fold
-from triscale.pixels import network_input
+from triscale.normalise import network_input
 from triscale.types import Batch, Sample
 from triscale.weights.formats import cached, load_weights
 from triscale.weights.zoo import ZOO

@@ -19,7 +19,7 @@ from triscale.model.darknet import Darknet
 from triscale.model.folded import DTYPES, FoldedCell, faster_precision, fold, speed_up
 from triscale.model.layers import ConvCell, yolo3_head
 from triscale.model.yolo import ModelConfig, YOLOv3, build_model, init_weights
-from triscale.pixels import network_input
+from triscale.normalise import network_input
 from triscale.predict import Detector
 from triscale.types import Predictions
 from triscale.weights.formats import load_weights

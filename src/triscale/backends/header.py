@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from triscale.errors import UserError
 
@@ -70,4 +70,4 @@ def read_header(texts: Mapping[str, str], *, source: str) -> Header:
 def _one_of(value: Any, *known: str) -> Any:
     if value not in known:
         raise ValueError(f"expected {' or '.join(known)}, found {value!r}")
-    return cast(Any, value)
+    return value

@@ -18,7 +18,7 @@ from triscale.boxes import pairwise_iou
 from triscale.decode import DecodeConfig, decode_boxes, decode_scores
 from triscale.export.resize import fitted, placement_of
 from triscale.model.yolo import YOLOv3
-from triscale.pixels import GREY, MEAN, NORMALISATIONS, InputConfig
+from triscale.pixels import GREY, MEAN, NORMALISATIONS, Fit, InputConfig
 from triscale.types import Predictions
 
 # boxes (N, K, 4) and scores (N, C, K), best first inside a picture, and two thresholds: which of
@@ -32,7 +32,7 @@ class Outputs(NamedTuple):
     boxes: Tensor  # (N, K, 4) float32 xyxy in pixels of the original pictures
     scores: Tensor  # (N, K) float32, best first
     labels: Tensor  # (N, K) int64
-    count: Tensor  # (N,) int64: rows that are used
+    number: Tensor  # (N,) int64: rows that are used
 
 
 class Raw(nn.Module):
@@ -41,15 +41,22 @@ class Raw(nn.Module):
     With a letterbox the bars must be in the picture, in grey.
     """
 
+    gain: Tensor  # (3, 1, 1), as the other two: grey levels to the network's numbers
+    offset: Tensor
+    fill: Tensor  # what surrounds a letterboxed picture
+
     def __init__(self, model: YOLOv3, config: InputConfig, *, half: bool) -> None:
         super().__init__()
         self.model = model.half() if half else model
         self.half_precision = half
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in NORMALISATIONS[config.normalise])
         fill = torch.tensor(MEAN if config.fit == "stretch" else [GREY] * 3).view(3, 1, 1)
-        self.register_buffer("gain", 1 / (255 * std))
-        self.register_buffer("offset", -mean / std)
-        self.register_buffer("fill", (fill - mean) / std)
+        for name, value in {
+            "gain": 1 / (255 * std),
+            "offset": -mean / std,
+            "fill": (fill - mean) / std,
+        }.items():
+            self.register_buffer(name, value)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, P, 5 + C): t_x t_y t_w t_h t_o and the classes' logits."""
@@ -88,7 +95,8 @@ class Whole(nn.Module):
         super().__init__()
         assert size or not resize
         self.raw = Raw(model, config, half=half)
-        self.fit, self.size, self.decode, self.suppress = config.fit, size, decode, suppress
+        self.fit: Fit = config.fit
+        self.size, self.decode, self.suppress = size, decode, suppress
         self.resize = resize
         self.anchors, self.num_classes = model.anchors, model.num_classes
         self.grid = model.grid(size or (STRIDES[0], STRIDES[0]))
@@ -107,7 +115,7 @@ class Whole(nn.Module):
         pixels = self.raw.normalised(images)
         if self.fit == "letterbox":
             inside = _inside(place, size)
-            pixels = pixels * inside + self.raw.get_buffer("fill") * (1 - inside)
+            pixels = pixels * inside + self.raw.fill * (1 - inside)
         centres, scales, objectness, classes = self.raw.predict(pixels)
         predictions = Predictions(centres, scales, objectness[..., 0], classes)
         boxes = decode_boxes(predictions, self.grid if self.size else self._grid(size))

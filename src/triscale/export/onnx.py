@@ -22,12 +22,13 @@ from triscale.backends.header import Header
 from triscale.config import build
 from triscale.decode import DecodeConfig
 from triscale.errors import UserError
-from triscale.export.graph import Outputs, Raw, Suppress, Whole, onnx_suppress
+from triscale.export.graph import Raw, Suppress, Whole, onnx_suppress
 from triscale.files import write_atomically
 from triscale.model.yolo import YOLOv3
 from triscale.weights.contents import WeightsInfo
 
 OPSET = 18
+OUTPUTS = ["boxes", "scores", "labels", "count"]  # the fields of `Outputs`
 MOST = 16_384  # pixels of a side, pictures of a batch
 
 
@@ -111,7 +112,7 @@ def write_onnx(path: Path, model: YOLOv3, info: WeightsInfo, form: Form) -> None
             kwargs=inputs,
             dynamo=True,
             input_names=list(inputs),
-            output_names=["predictions"] if form.raw else list(Outputs._fields),
+            output_names=["predictions"] if form.raw else OUTPUTS,
             dynamic_shapes=shapes,
             opset_version=OPSET,
             verbose=False,

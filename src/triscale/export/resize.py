@@ -1,6 +1,6 @@
-"""How pictures are brought to the network's size, as arithmetic that an exported graph can hold.
+"""How pictures are brought to the network's size, as arithmetic that a graph can hold.
 
-OpenCV's resizes and Darknet's are separable: rows and columns are weighted sums of rows and columns.
+OpenCV's resizes and Darknet's are separable: rows and columns are weighted sums of the old ones.
 The weights are matrices that depend on the two lengths alone, and lengths are tensors here, so that
 a graph takes pictures of any size. Measured against `data/augment.py`, which is what training and
 `Detector` do: at most one grey level, from OpenCV's fixed-point weights.

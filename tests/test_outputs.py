@@ -174,6 +174,17 @@ def test_drawings(tmp_path: Path) -> None:
     assert np.abs(drawn - TWO.draw(IMAGE)).mean() < 10
 
 
+def test_a_camera_that_is_slow(tmp_path: Path) -> None:
+    """The video lasts as long as it took: 2 frames a second, of 25 that are stated."""
+    source = Source("live", "camera:0", 0)
+    output = Drawings(tmp_path, [source])
+    for frame in range(5):
+        output.add(Shot(source, "camera-0", IMAGE, frame, 500.0 * frame, 25), NONE)
+    output.close()
+    frames = cv2.VideoCapture(str(tmp_path / "camera-0.mp4")).get(cv2.CAP_PROP_FRAME_COUNT)
+    assert frames == 50
+
+
 def test_no_source_is_replaced(tmp_path: Path) -> None:
     """By its own drawing or by another one's."""
     for words in (["v.mp4"], ["x/v.avi", "v.mp4"]):

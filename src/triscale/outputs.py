@@ -69,7 +69,11 @@ class Drawings:
         if self._video is None or self._video_of != shot.stem:
             self.close()
             self._video, self._video_of = VideoWriter(path, rate=shot.rate), shot.stem
-        self._video.write(drawn)
+        # Of a camera we see the frames that there is time for: the gaps are filled, or the video
+        # would run too fast.
+        due = round(shot.time_ms / 1000 * shot.rate) if shot.source.kind == "live" else 0
+        for _ in range(max(1, due - self._video.frames)):
+            self._video.write(drawn)
 
     def close(self) -> None:
         if self._video is not None:

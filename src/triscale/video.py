@@ -44,7 +44,11 @@ class VideoReader:
     def __init__(self, source: Path | int | str, *, name: str, every: int = 1) -> None:
         self.live = not isinstance(source, Path)
         self._every = every
-        self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        if isinstance(source, int):
+            self._capture = cv2.VideoCapture(source)
+        else:  # an absolute path can't be taken for one of FFmpeg's protocols
+            place = str(source.resolve() if isinstance(source, Path) else source)
+            self._capture = cv2.VideoCapture(place, cv2.CAP_FFMPEG)
         if not self._capture.isOpened():
             raise UserError(f"{name}: {_why_not(source)}")
         rate = self._capture.get(cv2.CAP_PROP_FPS)

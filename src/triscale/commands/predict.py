@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
             closing(read_shots(sources, every=arguments.every, failed=failed, warn=warn))
         )
         if total is None:
-            narrator.say("until Ctrl-C")
+            narrator.say("triscale: Ctrl-C ends this")
         elif total > 1:
             narrator.begin("predict", total)
         began, done = time.monotonic(), 0

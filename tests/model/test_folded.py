@@ -174,7 +174,8 @@ def test_detections_of_real_pictures(shared: Path) -> None:
     detector = Detector(shared / "weights" / "yolov3-tiny.weights", device="cpu")
     model, info = load_weights(detector.path)
     grid = make_grid(model.anchors, (info.size, info.size))
-    batch = detector.prepare(sorted((shared / "data" / "pictures").glob("*.jpg")))
+    pictures = sorted((shared / "data" / "pictures").glob("*.jpg"))
+    batch = detector.engine.batch(*detector.prepare(pictures))
     with torch.inference_mode():
         images = network_input(batch, info.input)
         plain, full, half = (

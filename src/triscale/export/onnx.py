@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 import triscale
-from triscale.backends.header import Header
 from triscale.config import build
 from triscale.decode import DecodeConfig
+from triscale.engines.header import Header
 from triscale.errors import UserError
 from triscale.export.graph import Raw, Suppress, Whole, onnx_suppress
 from triscale.files import write_atomically

@@ -6,13 +6,17 @@ ONNX keeps them in its metadata, OpenVINO in its `rt_info`. Nothing here needs t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from numpy.typing import NDArray
+
+from triscale.detections import Detections
 from triscale.errors import UserError
 
 FORMAT = "triscale-export-1"
+DEFAULT_SIDE = 416  # of the input of a graph that takes any
 
 
 @dataclass(frozen=True)
@@ -71,3 +75,22 @@ def _one_of(value: Any, *known: str) -> Any:
     if value not in known:
         raise ValueError(f"expected {' or '.join(known)}, found {value!r}")
     return value
+
+
+def require_usable(header: Header, *, source: str) -> tuple[int, int]:
+    """The (height, width) of the network input; UserError if it isn't one `Detector` can feed."""
+    if header.raw or header.resize:
+        flag = "--raw" if header.raw else "--resize"
+        raise UserError(
+            f"{source}: was exported with {flag}, for other programs; export it without that flag "
+            "to use it here"
+        )
+    return header.size or (DEFAULT_SIDE, DEFAULT_SIDE)
+
+
+def unpacked(outputs: Sequence[NDArray[Any]]) -> list[Detections]:
+    """The outputs of a graph, boxes (N, K, 4), scores, labels (N, K), count (N,), per picture."""
+    boxes, scores, labels, count = outputs
+    return [
+        Detections(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(count.tolist())
+    ]

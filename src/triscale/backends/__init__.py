@@ -1,1 +1,0 @@
-"""Exported networks that run without torch: what they say about themselves, and who runs them."""

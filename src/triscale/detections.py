@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, overload
 
 import cv2
@@ -36,7 +36,7 @@ class Detections:
     labels: NDArray[np.int64]  # (K,) class index
     classes: tuple[str, ...] = ()  # the names that `labels` count
     # Gives the RGB picture; a function, so that results of many files don't hold their pixels.
-    picture: Callable[[], Image] | None = field(default=None)
+    picture: Callable[[], Image] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)

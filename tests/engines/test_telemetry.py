@@ -1,7 +1,7 @@
 """What OpenVINO does behind the user's back, and that it doesn't with us.
 
-The watcher is Python's own audit hook, which sees each socket call of a process and those it forks, and
-forbids it, so that nothing leaves the machine either way.
+The watcher is Python's own audit hook, which sees each socket call of a process and those it forks,
+and forbids it, so that nothing leaves the machine either way.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """OpenVINO without its reports.
 
-`import openvino` counts itself at Google Analytics, from a process of its own, and keeps a number for its user
-in ~/intel (since 2024; measured with 2026.4 and openvino-telemetry 2025.2). It leaves
+`import openvino` counts itself at Google Analytics, from a process of its own, and keeps a number
+for its user in ~/intel (since 2024; measured with 2026.4 and openvino-telemetry 2025.2). It leaves
 that out where the package openvino-telemetry is missing, as nncf does. So it is missing.
 """
 

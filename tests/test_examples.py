@@ -1,8 +1,7 @@
 """The programs of examples/ that use an exported file from C++ and JavaScript.
 
 They run where what they need is: ONNX Runtime's headers and library (ONNXRUNTIME names their
-folder), and `npm install` done in examples/js. The file has the inputs and outputs of an export with
---resize; what it finds is simple enough to be worked out with numpy here.
+folder), and `npm install` done in examples/js. Expected values are worked out with numpy here.
 """
 
 from __future__ import annotations
@@ -15,74 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from triscale.engines.header import Header
+from tests.exported import CLASSES, SHARES, write_exported
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-CLASSES = ("red thing", 'côté "x"', "[]")
-SHARES = [0.1, 0.2, 0.6, 0.9], [0, 0, 0.5, 1], [0, 0, 1, 1]  # of the picture's sides: boxes
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Finds three objects anywhere; their scores are the means of red, green and blue."""
-    onnx = pytest.importorskip(
-        "onnx", reason="onnx isn't installed: pip install 'triscale[export]'"
-    )
-    helper, kinds = onnx.helper, onnx.TensorProto
-
-    def constant(name: str, values: list[float], shape: list[int], kind: int) -> object:
-        return helper.make_tensor(name, kind, shape, values)
-
-    def value(name: str, kind: int, shape: list[str | int]) -> object:
-        return helper.make_tensor_value_info(name, kind, shape)
-
-    shares = [share for box in SHARES for share in box]
-    graph = helper.make_graph(
-        [
-            helper.make_node("Cast", ["images"], ["levels"], to=kinds.FLOAT),
-            helper.make_node("ReduceMean", ["levels", "sides"], ["means"], keepdims=0),
-            helper.make_node("Div", ["means", "most"], ["scores"]),
-            helper.make_node("Shape", ["images"], ["shape"]),
-            helper.make_node("Gather", ["shape", "corners"], ["corner"]),
-            helper.make_node("Cast", ["corner"], ["size"], to=kinds.FLOAT),
-            helper.make_node("Mul", ["shares", "size"], ["boxes"]),
-            helper.make_node("Identity", ["numbers"], ["labels"]),
-            helper.make_node("Identity", ["three"], ["count"]),
-        ],
-        "any",
-        [value("images", kinds.UINT8, ["N", "H", "W", 3])],
-        [
-            value("boxes", kinds.FLOAT, ["N", 3, 4]),
-            value("scores", kinds.FLOAT, ["N", 3]),
-            value("labels", kinds.INT64, [1, 3]),
-            value("count", kinds.INT64, [1]),
-        ],
-        [
-            constant("sides", [1, 2], [2], kinds.INT64),
-            constant("most", [255], [], kinds.FLOAT),
-            constant("corners", [2, 1, 2, 1], [4], kinds.INT64),
-            constant("shares", shares, [1, 3, 4], kinds.FLOAT),
-            constant("numbers", [0, 1, 2], [1, 3], kinds.INT64),
-            constant("three", [3], [1], kinds.INT64),
-        ],
-    )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    header = Header(
-        classes=CLASSES,
-        size=(416, 416),
-        batch=None,
-        fit="stretch",
-        resize=True,
-        raw=False,
-        precision="fp32",
-        score_threshold=0.01,
-        anchors=(((1, 1),),),
-        scale_x_y=1.0,
-        version="0",
-    )
-    helper.set_model_props(proto, header.texts())
+    """Three objects anywhere; their scores are the means of red, green and blue."""
     path = tmp_path_factory.mktemp("model") / "model.onnx"
-    onnx.save_model(proto, path)
+    write_exported(path, resize=True)
     return path
 
 

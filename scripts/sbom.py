@@ -1,10 +1,10 @@
-"""What triscale brings along: each package that its extras need, its licence, a bill of materials.
+"""What triscale brings along: the packages that its extras need, their licences, a bill of them.
 
-    python scripts/sbom.py [EXTRA ...]                  a table; exit code 1 if a licence isn't allowed
-    python scripts/sbom.py --out FILE [EXTRA ...]       CycloneDX 1.6, for scanners
+    python scripts/sbom.py [EXTRA ...]               a table; exit code 1 if a licence isn't allowed
+    python scripts/sbom.py --out FILE [EXTRA ...]    CycloneDX 1.6, for scanners
 
-Needs and licences are those that the packages installed here state themselves (core metadata, PEP 639
-and before); what isn't installed is named. Format: cyclonedx.org/docs/1.6/json.
+Needs and licences are those that the packages installed here state themselves (core metadata, PEP
+639 and before); what isn't installed is named. Format: cyclonedx.org/docs/1.6/json.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What may be used beside Apache-2.0 without terms for triscale's users: permissive licences, and the
-# MPL, which binds the files of that package only. SPDX identifiers.
-ALLOWED = set(
-    "0BSD Apache-2.0 BSD-2-Clause BSD-3-Clause BSL-1.0 CC0-1.0 HPND ISC MIT MIT-0 MIT-CMU MPL-2.0 "
-    "PSF-2.0 Unlicense Zlib".split()
-) | {"Apache-2.0 WITH LLVM-exception"}
+# What may be used beside Apache-2.0 without terms for triscale's users: permissive licences, and
+# the MPL, which binds the files of that package only. SPDX identifiers.
+ALLOWED = {
+    *("0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause"),
+    *("BSL-1.0", "CC0-1.0", "HPND", "ISC", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0"),
+    *("Unlicense", "Zlib"),
+}
 # The same as packages wrote them before there were identifiers: classifiers, and first lines.
 ALLOWED_NAMES = {
     "3-Clause BSD License",

@@ -56,11 +56,8 @@ def faults(text: str) -> Iterator[str]:
                     yield f"not in the build's context: {source}"
         if word == "RUN":
             yield from _run_faults(rest)
-        if word in ("CMD", "ENTRYPOINT"):
-            try:
-                json.loads(rest)
-            except ValueError:
-                yield f"{word} runs in a shell, which keeps signals for itself"  # DL3025
+        if word in ("CMD", "ENTRYPOINT") and not rest.startswith("["):
+            yield f"{word} runs in a shell, which keeps signals for itself"  # DL3025
         if word in ("ENV", "ARG") and re.search("TOKEN|SECRET|PASSWORD|KEY", rest):
             yield f"a secret in the image: {word} {rest.split('=')[0]}"
     users = [step.rest for step in last if step.word == "USER"]

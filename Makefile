@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint fuzz bench bench-peers peers dist sbom clean
+.PHONY: setup demo test lint docs fuzz bench bench-peers peers dist sbom clean
 
 setup: $(VENV)/ready
 
@@ -26,6 +26,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# The documentation site, into site/; a warning ends it. `python -m http.server -d site` shows it
+# with its search. The variable silences an advertisement of mkdocs-material.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 # Damaged input for every reader, about 10 minutes; the seed is printed, TRISCALE_FUZZ_ONLY=n repeats
 # one input of it.
@@ -69,4 +75,4 @@ sbom: setup
 	$(BIN)/python scripts/sbom.py --out dist/sbom.cdx.json all
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache .import_linter_cache

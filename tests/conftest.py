@@ -28,6 +28,7 @@ TINY = (
     "train.log_interval=1",
     "train.val_interval=1",
     "train.save_interval=0",
+    "train.report=false",  # drawing takes longer than the run
     "model.backbone=mobilenet0.1",
     "decode.score_threshold=0.0001",  # such a network is sure of nothing
     "schedule.mode=constant",

@@ -7,6 +7,7 @@ d = t / (t + 9) at update t the weights of step k end up with a share in proport
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Iterable
@@ -23,8 +24,10 @@ from triscale.average import Average, _lerp_where, decay_at
 from triscale.data.open import Data
 from triscale.distributed import Processes
 from triscale.evaluation import evaluate
+from triscale.log import Narrator
 from triscale.model.yolo import YOLOv3, build_model
 from triscale.recipe import load_recipe
+from triscale.training import train
 from triscale.weights.formats import load_weights
 from triscale.weights.native import read_tensors
 
@@ -215,6 +218,56 @@ def test_a_run_that_had_none(
     torch.testing.assert_close(
         tensors_of(tmp_path / "0.3", 7, "average")[name], mixed, check_dtype=False
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        ((), ""),
+        (("optim.ema=0.9", "optim.lr=0.01"), ""),  # another decay is still an average
+        (("optim.ema=0",), "optim.ema is"),
+        (("evaluate.metric=coco",), "evaluate.metric is"),
+        (("train.size=32", "decode.top_k=200"), "train.size, decode.top_k are"),
+    ],
+)
+def test_what_is_measured_otherwise_has_a_best_mark_of_its_own(
+    overrides: tuple[str, ...],
+    what: str,
+    averaged: Path,
+    data: Data,
+    tiny_recipe: MakeRecipe,
+    tmp_path: Path,
+) -> None:
+    """Else an average's mark would stand for ever, or one metric's compete with another's."""
+    run = tmp_path / "run"
+    shutil.copytree(averaged, run, ignore=shutil.ignore_patterns("step-0000000[67].*"))
+    before = (run / "best.safetensors").read_bytes()
+    state = json.loads((run / "last" / "step-00000005.json").read_text())
+    assert state["best_lines"]
+    said: list[str] = []
+
+    class Noting(Narrator):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    recipe = tiny_recipe("optim.ema=0.3", "evaluate.iou=0.05", *overrides)
+    result = train(recipe, data, run, resume=True, narrator=Noting(enabled=False))
+    lines = [line for line in said if "counted anew" in line]
+    kept = run / "best_until_step_00000005.safetensors"
+    if not what:
+        assert (lines, kept.exists()) == ([], False)
+        assert result.best >= state["best"]
+        return
+    assert lines == [
+        f"{what} not as before, so the best mAP is counted anew; weights of {state['best']:.4f} "
+        f"are kept in {kept.name}"
+    ]
+    assert kept.read_bytes() == before
+    assert result.last
+    assert result.best == result.last.mean
+    assert (run / "best_map.log").read_text() == f"0002:\t{result.best:.4f}\n"
+    assert train(recipe, data, run, resume=True, narrator=Noting(enabled=False)).best == result.best
+    assert len([line for line in said if "counted anew" in line]) == 1
 
 
 def test_what_is_shared_between_processes(

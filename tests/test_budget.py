@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.running import MakeRecipe
 from triscale import budget
 from triscale.budget import Speed, fit_minutes, middle_size, most_epochs
 from triscale.data.open import Data
@@ -21,9 +22,31 @@ from triscale.recipe import Recipe
 
 
 @pytest.fixture
-def model(data: Data, tiny_recipe: Callable[..., Recipe]) -> YOLOv3:
+def model(data: Data, tiny_recipe: MakeRecipe) -> YOLOv3:
     seeded = torch.Generator().manual_seed(0)
     return build_model(tiny_recipe().model, len(data.classes), generator=seeded)
+
+
+Fit = Callable[..., tuple[Recipe, list[str]]]
+
+
+@pytest.fixture
+def fit(data: Data, model: YOLOv3, tiny_recipe: MakeRecipe, tmp_path: Path) -> Fit:
+    """`fit_minutes` for the tiny recipe with overrides; 7 s are gone already."""
+
+    def fit(minutes: float, *overrides: str, **words: Any) -> tuple[Recipe, list[str]]:
+        recipe, folder = tiny_recipe("schedule.warmup_epochs=1", *overrides), tmp_path / "run"
+        words = {"spent": 7.0, "folder": folder, **words}
+        return fit_minutes(recipe, data, model, minutes=minutes, **words)
+
+    return fit
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements that are soon over."""
+    for name in ("_TRAINING_SECONDS", "_VALIDATION_SECONDS", "_WARM_SECONDS"):
+        monkeypatch.setattr(budget, name, 0.1)
 
 
 def due(epochs: int, every: int) -> int:
@@ -56,62 +79,36 @@ def test_most_epochs(seconds: float, validation: float, interval: int) -> None:
     )
 
 
-def test_the_lines(
-    data: Data,
-    model: YOLOv3,
-    tiny_recipe: Callable[..., Recipe],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def test_the_lines(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     """10 pictures at 10 a second, 4 s of validation: an epoch is a second."""
     speed = Speed(pictures=10.0, validation=4.0, saving=0.0)
     monkeypatch.setattr(budget, "measure", lambda recipe, *_, **__: (recipe, speed, ["settled"]))
-
-    def fit(minutes: float, *overrides: str, given: tuple[str, ...] = ()) -> tuple[Recipe, str]:
-        recipe, lines = fit_minutes(
-            tiny_recipe("schedule.warmup_epochs=1", *overrides),
-            data,
-            model,
-            minutes=minutes,
-            spent=7.0,
-            folder=tmp_path / "run",
-            given=given,
-        )
-        assert lines[0] == "settled"
-        return recipe, lines[1]
-
-    recipe, line = fit(1)  # 60 s * 0.95 - 7 s = 50 s, less a nanosecond: 41 and 2 validations
+    recipe, lines = fit(1)  # 60 s * 0.95 - 7 s = 50 s, less a nanosecond: 41 and 2 validations
     figures = "10 img/s, validation 4 s"
-    assert line == f"41 epochs fit into 1 minute ({figures}, a validation every 40 epochs)"
+    line = f"41 epochs fit into 1 minute ({figures}, a validation every 40 epochs)"
+    assert lines == ["settled", line]
     assert (recipe.train.epochs, recipe.train.val_interval) == (41, 40)
     assert recipe.schedule.warmup_epochs == 14, "a third of the run, as it was"
-    recipe, line = fit(1, "train.val_interval=0")
+    recipe, lines = fit(1, "train.val_interval=0")
     assert recipe.train.epochs == 49
-    recipe, line = fit(1, given=("train.val_interval", "schedule.warmup_epochs"))
+    recipe, lines = fit(1, given=("train.val_interval", "schedule.warmup_epochs"))
     assert recipe.train.epochs == 9, "5 s each"
     assert recipe.schedule.warmup_epochs == 1
-    assert line.endswith("(10 img/s, validation 4 s)")
-    recipe, line = fit(1, "train.start_epoch=2")
+    assert lines[1].endswith("(10 img/s, validation 4 s)")
+    recipe, lines = fit(1, "train.start_epoch=2")
     assert recipe.train.epochs == 43
     with pytest.raises(UserError) as caught:
         fit(0.2)
     few = "--minutes 0.2: too few for one epoch of 10 pictures"
     assert str(caught.value) == f"{few} ({figures}); it needs 0.3"
-    _, line = fit(0.3)
-    assert line == f"2 epochs fit into 0.3 minutes ({figures})"
-    _, line = fit(0.25)
-    assert line == f"1 epoch fits into 0.25 minutes ({figures})"
+    assert fit(0.3)[1][1] == f"2 epochs fit into 0.3 minutes ({figures})"
+    assert fit(0.25)[1][1] == f"1 epoch fits into 0.25 minutes ({figures})"
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_measurement_leaves_nothing_behind(
-    data: Data,
-    model: YOLOv3,
-    tiny_recipe: Callable[..., Recipe],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    data: Data, model: YOLOv3, tiny_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    for name in ("_TRAINING_SECONDS", "_VALIDATION_SECONDS", "_WARM_SECONDS"):
-        monkeypatch.setattr(budget, name, 0.1)
     recipe = tiny_recipe("optim.ema=0.9", "optim.nesterov=true", "augment.mosaic=1")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generator = torch.get_rng_state()
@@ -131,10 +128,7 @@ def test_a_measurement_leaves_nothing_behind(
 
 
 def test_a_slow_loader_shows(
-    data: Data,
-    model: YOLOv3,
-    tiny_recipe: Callable[..., Recipe],
-    monkeypatch: pytest.MonkeyPatch,
+    data: Data, model: YOLOv3, tiny_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """40 ms for each picture: 25 a second at most."""
     real = budget.make_loader
@@ -152,13 +146,7 @@ def test_a_slow_loader_shows(
     assert 2 < found < 25
 
 
-def test_without_time_a_first_look_does(
-    data: Data,
-    model: YOLOv3,
-    tiny_recipe: Callable[..., Recipe],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def test_without_time_a_first_look_does(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     """One batch of validation and one training step, however slow, then it is refused."""
     calls = {"evaluate": 0, "batch_losses": 0}
 
@@ -174,12 +162,12 @@ def test_without_time_a_first_look_does(
     for name in calls:
         monkeypatch.setattr(budget, name, counted(name))
     with pytest.raises(UserError, match=r"--minutes 0.01: too few .* img/s, validation .* s\)"):
-        fit_minutes(tiny_recipe(), data, model, minutes=0.01, spent=9.0, folder=tmp_path / "run")
+        fit(0.01, spent=9.0)
     assert calls == {"evaluate": 1, "batch_losses": 1}
 
 
 def test_a_cold_validation_does_not_count(
-    data: Data, model: YOLOv3, tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+    data: Data, model: YOLOv3, tiny_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter([0.4, *[0.01] * 9])
     monkeypatch.setattr(budget, "evaluate", lambda *_, **__: time.sleep(next(seconds)))
@@ -206,11 +194,18 @@ def test_a_kill_while_a_state_is_written_leaves_nothing(
     assert names == []
 
 
+def test_a_place_that_cannot_be_written_is_named() -> None:
+    """And not the temporary file that can't be made there."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        budget.saving_seconds({"weights": torch.ones(1)}, Path("/proc/self/a/run"))
+    assert caught.value.filename == "/proc/self"
+
+
 @pytest.mark.parametrize(
     ("least", "most", "size"),
     [(320, 320, 320), (320, 608, 480), (416, 608, 512)],  # root of the mean square: 473, 516
 )
-def test_middle_size(tiny_recipe: Callable[..., Recipe], least: int, most: int, size: int) -> None:
+def test_middle_size(tiny_recipe: MakeRecipe, least: int, most: int, size: int) -> None:
     recipe = tiny_recipe("augment.random_shape=true")
     shapes = replace(recipe.augment, shape_min=least, shape_max=most)
     assert middle_size(replace(recipe, augment=shapes)) == size

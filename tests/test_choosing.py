@@ -17,13 +17,12 @@ from triscale.choosing import (
     bytes_per_picture,
     choose,
     look_at_machine,
-    with_epochs,
-    with_key,
 )
 from triscale.data.index import Index, PackedStrings
 from triscale.data.open import Data, open_dataset
 from triscale.errors import UserError
 from triscale.kmeans import fit_of, flat
+from triscale.lengths import with_key
 from triscale.model.yolo import ModelConfig, build_model
 from triscale.recipe import Recipe, load_recipe
 
@@ -131,6 +130,46 @@ def test_rate_and_shapes_follow_what_is_given() -> None:
     assert (recipe.augment.shape_min, recipe.augment.shape_max) == (640, 1216)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "batch", "rate", "reason"),
+    [
+        ("modern", [], 8, 0.003, "the recipe's, for batches of 8; --set"),
+        ("modern", ["model.backbone=darknet53"], 8, 0.003, "the recipe's, for batches of 8; --set"),
+        ("modern", ["model.backbone=mobilenet0.25"], 8, 0.01, "that of mobilenet0.25, for batches"),
+        ("modern", ["model.backbone=mobilenet0.25"], 2, 0.005, "that of mobilenet0.25 is 0.01 for"),
+        # trained weights want to be left where they are, and SGD's rate says nothing of AdamW's
+        ("finetune", ["model.backbone=mobilenet0.25", "train.init=x"], 8, 0.001, "the recipe's"),
+        ("small", ["model.backbone=mobilenet0.25"], 8, 0.004, "the recipe's, for batches of 8; --"),
+    ],
+)
+def test_rate_of_a_network(
+    recipe: str, overrides: list[str], batch: int, rate: float, reason: str
+) -> None:
+    words = [*overrides, f"train.batch_size={batch}"]
+    given = {"train.batch_size"}
+    wanted, base = load_recipe(recipe, overrides=words), load_recipe(recipe)
+    found, lines = choose(wanted, made(200, [320]), machine=CPU, given=given, base=base)
+    assert found.optim.lr == rate
+    (line,) = [line for line in lines if line.startswith("optim.lr=")]
+    assert line.startswith(f"optim.lr={rate} ({reason}")
+    mine = with_key(wanted, "optim.lr", 0.7)
+    found, _ = choose(mine, made(200, [320]), machine=CPU, given={*given, "optim.lr"}, base=base)
+    assert found.optim.lr == 0.7
+
+
+def test_lengths_follow_the_epochs_that_are_given() -> None:
+    """`--epochs 5 --set augment.mosaic=0.5`: of 20 epochs the last 10 have none."""
+    words = ["train.epochs=5", "augment.mosaic=0.5"]
+    base, wanted = load_recipe("modern"), load_recipe("modern", overrides=words)
+    for given, lengths in (
+        ({"train.epochs", "augment.mosaic"}, (1, 2)),
+        ({"train.epochs", "augment.mosaic_off_epochs"}, (1, 10)),
+    ):
+        recipe, _ = choose(wanted, made(200, [320]), machine=CPU, given=given, base=base)
+        assert recipe.train.epochs == 5
+        assert (recipe.schedule.warmup_epochs, recipe.augment.mosaic_off_epochs) == lengths
+
+
 def test_epochs_fall_and_steps_grow() -> None:
     """For a few hundred pictures 1,500 to 3,000 steps; never below 12 epochs."""
     for machine, recipe in ((CPU, "small"), (GPU, "small"), (CPU, "finetune")):
@@ -160,67 +199,6 @@ def test_a_long_run_on_a_cpu_is_told(pictures: int, machine: Machine, told: bool
     _, lines = choose(load_recipe("small"), made(pictures, [320]), machine=machine)
     (line,) = [line for line in lines if line.startswith("train.epochs=")]
     assert ("--minutes N trains for a time" in line) == told
-
-
-@pytest.mark.parametrize(
-    ("given", "epochs", "expected"),
-    [
-        ((), 200, (10, (160, 180), 0, 20)),
-        ((), 20, (1, (16, 18), 0, 2)),
-        ((), 24, (1, (19, 22), 0, 2)),
-        ((), 5, (1, (3, 4), 0, 1)),  # 160 and 180 would both be 4
-        ((), 3, (1, (1, 2), 0, 1)),
-        ((), 2, (1, (1,), 0, 1)),
-        ((), 1, (1, (), 0, 1)),
-        ((), 400, (20, (320, 360), 0, 40)),
-        (("schedule.decay_epochs",), 20, (1, (160, 180), 0, 2)),
-    ],
-)
-def test_lengths_in_epochs_follow(
-    given: tuple[str, ...], epochs: int, expected: tuple[int, tuple[int, ...], int, int]
-) -> None:
-    recipe = with_epochs(
-        load_recipe("gluoncv-voc", overrides=["train.epochs=200", "schedule.warmup_epochs=10"]),
-        epochs,
-        given=given,
-    )
-    assert recipe.train.epochs == epochs
-    schedule = recipe.schedule
-    assert expected == (
-        *(schedule.warmup_epochs, schedule.decay_epochs, schedule.decay_period),
-        recipe.augment.mixup_off_epochs,
-    )
-
-
-@pytest.mark.parametrize(
-    ("milestones", "epochs", "expected"),
-    [
-        ("[]", 5, ()),
-        ("[3, 3]", 10, (3, 3)),  # the same run: as they are
-        ("[3, 3]", 5, (2, 3)),
-        ("[0, 9]", 5, (0, 4)),
-        ("[2, 7, 8, 9]", 5, (1, 2, 3, 4)),
-        ("[2, 7, 8, 9]", 4, (1, 2, 3)),
-        ("[9, 12]", 5, (4, 6)),  # beyond the end it stays beyond it
-    ],
-)
-def test_milestones_stay_apart(milestones: str, epochs: int, expected: tuple[int, ...]) -> None:
-    overrides = ["train.epochs=10", f"schedule.decay_epochs={milestones}"]
-    recipe = load_recipe("gluoncv-voc", overrides=overrides)
-    assert with_epochs(recipe, epochs).schedule.decay_epochs == expected
-
-
-def test_every_length_in_epochs_is_known() -> None:
-    """A key of another name that counts epochs would stay behind."""
-    names = {
-        f"{section.name}.{field.name}"
-        for section in dataclasses.fields(Recipe)
-        for field in dataclasses.fields(getattr(Recipe(), section.name))
-        if "epoch" in field.name
-    }
-    follow = {name for name in names if name.endswith("_epochs")}
-    assert names - follow == {"train.epochs", "train.start_epoch"}
-    assert {name.split(".")[0] for name in follow} == {"schedule", "augment"}
 
 
 def test_anchors_are_made_where_recall_is_poor() -> None:

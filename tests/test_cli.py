@@ -348,6 +348,11 @@ def test_auto_resume_starts_or_goes_on(
     assert "--auto-resume: name the run folder with --out" in capsys.readouterr().err
     assert main(["train", "--resume", str(run), "--auto-resume"]) == 2
     assert "auto_resume can't be given again" in capsys.readouterr().err
+    endless = [word for text in TINY if "epochs=3" not in text for word in ("--set", text)]
+    assert main([*words[:4], *endless, "--auto-resume", "--minutes", "3"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"{run}: goes on to the end that was planned when it began; --minut")
+    assert "step 5 of 5: nothing is left to do" in said
     moved = tmp_path / "moved"
     shutil.copytree(devkit, moved)
     words = ["train", str(moved), "--out", str(run), *SETS, "--auto-resume"]
@@ -424,6 +429,58 @@ def test_eval_table(trained: Path, devkit: Path, capsys: pytest.CaptureFixture[s
     assert lines[0].split() == ["class", "AP"]
     assert lines[-1].startswith("voc07 mAP 0.")
     assert lines[-1].endswith(" on 4 pictures")
+
+
+def test_nothing_to_measure(
+    devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a validation, or one without objects, there is no number, and none is made up."""
+    bare = tmp_path / "VOCdevkit"
+    shutil.copytree(devkit, bare)
+    for name in (bare / "VOC2007/ImageSets/Main/test.txt").read_text().split():
+        path = bare / f"VOC2007/Annotations/{name}.xml"
+        path.write_text(re.sub("(?s)<object>.*</object>", "", path.read_text()))
+    words = ["train", str(bare), "--recipe", "small", *SETS, "--set", "train.epochs=1"]
+    for name, more in (("none", ["--set", "train.val_interval=0"]), ("bare", [])):
+        run = tmp_path / name
+        assert main([*words, *more, "--out", str(run)]) == 0
+        said = capsys.readouterr().err.splitlines()
+        assert said[-1] == f"nothing was measured; the last weights and the log in {run}"
+        assert [line for line in said if "mAP" in line] == (
+            ["[epoch 0] voc07 mAP: no object to find"] if name == "bare" else []
+        )
+        assert (run / "epoch_0000.safetensors").exists()
+    for metric in ("voc07", "coco"):
+        assert main(["eval", str(run), str(bare), "--metric", metric]) == 0
+        *others, last = capsys.readouterr().out.splitlines()
+        assert last == f"{metric} mAP: no object to find on 4 pictures"
+        assert "nan" not in " ".join(others)
+
+
+def test_data_without_a_validation_split(
+    devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training holds pictures out, and eval measures on the same."""
+    data, run = tmp_path / "VOCdevkit", tmp_path / "run"
+    shutil.copytree(devkit, data)
+    shutil.rmtree(data / "VOC2007/ImageSets")
+    sets = ["--set", "train.epochs=1", "--set", "data.holdout=0.15"]
+    assert main(["train", str(data), "--recipe", "small", *SETS, *sets, "--out", str(run)]) == 0
+    note = (
+        "no validation split: 2 of the 14 pictures of 2007_all, chosen by a hash of their names, "
+        "are held out as one (data.holdout=0.15)"
+    )
+    assert note in capsys.readouterr().err.splitlines()
+    assert main(["eval", str(run), str(data), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [f"{note}; --split names another"]
+    (line,) = (run / "log.jsonl").read_text().splitlines()[-1:]
+    assert json.loads(line)["metrics"]["mAP"] == pytest.approx(json.loads(printed.out)["mAP"])
+    assert main(["eval", str(run), str(data), "--split", "2007_all"]) == 0
+    printed = capsys.readouterr()
+    assert (printed.out.splitlines()[-1][-15:], printed.err) == (" on 14 pictures", "")
+    assert main(["eval", str(run), str(data), "--set", "data.holdout=0"]) == 2
+    assert "and data.holdout is 0; name one with --set data.val=..." in capsys.readouterr().err
 
 
 # --- predict -------------------------------------------------------------------------------------

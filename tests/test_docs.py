@@ -43,11 +43,21 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
 
 
+def command_lines(code: str) -> list[str]:
+    """The commands of a shell block: whole lines without comments."""
+    lines = [line.strip() for line in code.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a command; where its output goes is the shell's matter."""
+    return shlex.split(re.split(r" [|>] ", line)[0], comments=True)
+
+
 def commands(document: str) -> list[list[str]]:
     """The words of each `triscale` command line in the shell blocks of a Markdown text."""
-    lines = [line for block in blocks(document, "sh") for line in block.splitlines()]
-    split = [shlex.split(line, comments=True) for line in lines]
-    return [words for words in split if any("triscale" in word for word in words)]
+    split = [words_of(line) for code in blocks(document, "sh") for line in command_lines(code)]
+    return [words for words in split if {"triscale", "triscale.train_yolo3"} & set(words)]
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -84,19 +94,16 @@ def snippet(source: str, folder: Path) -> ModuleType:
         ("", []),
         ("```sh\nmake demo\n```\n```python\ntriscale no\n```\n", []),
         ("```sh\ntriscale eval a b # c\n```\n", [["triscale", "eval", "a", "b"]]),
+        ("```sh\ntriscale eval \\\n  a b > c\n```\n", [["triscale", "eval", "a", "b"]]),
     ],
 )
 def test_commands_are_found(document: str, expected: list[list[str]]) -> None:
     assert commands(document) == expected
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "docs/recipes.md", "docs/from-gluoncv.md", "docs/from-darknet.md"]
-)
-def test_commands_parse(name: str) -> None:
-    found = commands(text(name))
-    assert found
-    for words in found:
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_parse(path: Path) -> None:
+    for words in commands(path.read_text("utf-8")):
         arguments = parse(words)
         recipe = getattr(arguments, "recipe", None) or DEFAULT_RECIPE
         load_recipe(recipe, overrides=getattr(arguments, "overrides", []))
@@ -116,14 +123,20 @@ def test_wrong_commands_do_not_parse(words: list[str]) -> None:
         parse(words)
 
 
+def test_there_are_commands() -> None:
+    names = ["README.md", *(f"docs/{n}.md" for n in ("quickstart", "data", "cli", "from-gluoncv"))]
+    assert all(len(commands(text(name))) > 2 for name in names)
+
+
 def test_every_flag_is_described() -> None:
-    """README shows each flag of `triscale` at least once."""
+    """The documents show each flag of `triscale` at least once."""
+    documents = "".join(path.read_text("utf-8") for path in DOCUMENTS)
     (subparsers,) = [a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)]
     for name, parser in subparsers.choices.items():
         for action in parser._actions:
             for flag in action.option_strings:
                 if flag not in ("-h", "--help"):
-                    assert flag in text("README.md"), f"{name} {flag}"
+                    assert re.search(rf"{flag}\b", documents), f"{name} {flag}"
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -147,7 +160,7 @@ def test_named_keys_exist(path: Path) -> None:
     """What a document names in code type as `section.key` is a key of a recipe."""
     spans = re.findall(r"`(?:--set )?([a-z_]+)\.([a-z_]+)(?:=[^`]*)?`", path.read_text("utf-8"))
     for section, key in spans:
-        if section in SECTIONS and key not in ("py", "yaml", "txt"):  # files
+        if section in SECTIONS and key not in ("py", "yaml", "txt", "jsonl"):  # files
             assert hasattr(getattr(Recipe(), section), key), f"{section}.{key}"
 
 
@@ -160,6 +173,38 @@ def test_named_files_exist(path: Path) -> None:
     for name in re.findall(r"`((?:tests/)?(?:\w+/)?\w+\.py)`", document):
         new = name in ("model/plain.py", "util.py", "train_yolo3.py")  # proposed, refused, ours
         assert new or (PACKAGE / name).is_file() or (ROOT / name).is_file(), name
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a document."""
+    headings = re.findall(r"^#+ (.*)", path.read_text("utf-8"), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_anchors_exist(path: Path) -> None:
+    """Links to a heading find it in the files as they are read without the site."""
+    for link, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", path.read_text("utf-8")):
+        assert anchor in anchors(path.parent / link if link else path), f"{link}#{anchor}"
+
+
+def test_quoted_messages_exist() -> None:
+    """What docs/troubleshooting.md quotes is written by the code: some words in a row."""
+    trees = [ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")]
+    literals = [
+        node.value.strip(" :;,(\n")
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    quotes = re.findall(r"^> `(.*)`$", text("docs/troubleshooting.md"), re.MULTILINE)
+    assert len(quotes) > 10
+    for quote in quotes:
+        pieces = [piece.strip() for piece in quote.split("...") if len(piece.split()) > 3]
+        known = [literal for literal in literals if len(literal.split()) > 2 and literal in quote]
+        assert known or any(p in literal for p in pieces for literal in literals), quote
 
 
 def test_differences() -> None:

@@ -84,6 +84,12 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def test_a_lock_that_cannot_be_had_names_its_folder() -> None:
+    with pytest.raises(FileNotFoundError) as caught, locked(Path("/proc/self")):
+        pass
+    assert caught.value.filename == "/proc/self"
+
+
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     """But not in the folders inside, which may be other runs, nor what others are writing."""
     (tmp_path / "inside").mkdir()
@@ -142,10 +148,13 @@ def test_an_error_of_the_folder_names_the_file(
         (OSError(errno.ENOSPC, "full"), "real"),
         (OSError(errno.ENOSPC, "full", "temporary"), "real"),
         (OSError(errno.ENOENT, "missing", "another"), "another"),
+        (OSError(errno.ENOENT, "missing", "real/.lock"), "real"),  # in a folder
+        (OSError(errno.ENOENT, "missing", "real/a/.lock"), "real/a/.lock"),
+        (OSError(errno.ENOENT, "missing", 7), 7),  # a descriptor
         (OSError("a text"), None),
     ],
 )
-def test_naming(error: OSError, named: str | None) -> None:
+def test_naming(error: OSError, named: str | int | None) -> None:
     with (
         pytest.raises(OSError, match=r"full|missing|a text") as caught,
         naming(Path("real"), Path("temporary")),

@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console, Group
 
 from triscale import log
 from triscale.errors import UserError
-from triscale.log import Meter, Narrator, RunLog
+from triscale.log import Meter, Narrator, RunLog, Volume, duration
 
 
 def test_meter_is_a_true_mean_since_the_reset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,12 +37,57 @@ def test_meter_is_a_true_mean_since_the_reset(monkeypatch: pytest.MonkeyPatch) -
 
 def test_meter_takes_the_mean_of_what_is_a_number() -> None:
     meter = Meter()
-    assert math.isnan(meter.loss())
-    for losses in ([1.0, 2.0], [math.nan, 1.0], [5.0, 2.0]):
+    assert meter.losses() == []
+    for losses in ([1.0, 2.0], [math.nan, 1.0], [5.0, 3.0]):
         meter.see(losses)
-    assert meter.loss() == 5.0
+    assert meter.losses() == [3.0, 2.5]
     meter.reset()
-    assert math.isnan(meter.loss())
+    assert meter.losses() == []
+
+
+def test_meter_tells_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: steps of 2 s, of which 0.5 s are a wait, and a validation of 10 s."""
+    now = [0.0]
+    monkeypatch.setattr(log.time, "perf_counter", lambda: now[0])
+    meter = Meter()
+    assert meter.recent() == (0, 0.0, 0.0)
+    assert meter.recent().share == 0
+    assert math.isnan(meter.seconds_left(steps=5, epochs=1))
+    now[0] = 60.0  # the loading processes start
+    meter.add(images=8, data_seconds=59.0)
+    assert math.isnan(meter.seconds_left(steps=5, epochs=1)), "the first step tells nothing"
+    for _ in range(3):
+        now[0] += 2.0
+        meter.add(images=8, data_seconds=0.5)
+    assert meter.recent() == (3, 6.0, 1.5)
+    assert meter.recent().share == 0.25
+    assert meter.seconds_left(steps=5, epochs=2) == 10.0
+    now[0] += 10.0
+    meter.reset()
+    now[0] += 2.0
+    meter.add(images=8, data_seconds=0.5)
+    assert meter.recent() == (4, 8.0, 2.0), "a validation isn't a step"
+    assert meter.seconds_left(steps=5, epochs=2) == 30.0
+    for _ in range(200):
+        now[0] += 1.0
+        meter.add(images=8, data_seconds=0.0)
+    assert meter.recent() == (100, 100.0, 0.0), "the newest ones"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-:--:--"),
+        (math.nan, "-:--:--"),
+        (math.inf, "-:--:--"),
+        (0.0, "0:00:00"),
+        (59.6, "0:01:00"),
+        (3661.0, "1:01:01"),
+        (360000.0, "100:00:00"),
+    ],
+)
+def test_duration(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def write_log(path: Path) -> list[dict[str, Any]]:
@@ -118,11 +165,12 @@ def test_narrator_says_plain_lines() -> None:
     assert stream.getvalue() == "[epoch 0] " + "x" * 300 + " [red]\n"
 
 
-def test_narrator_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_narrator_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     stream = Terminal()
@@ -145,3 +193,66 @@ def test_silent_narrator() -> None:
         narrator.say("nobody hears this")
         narrator.advance()
     assert stream.getvalue() == ""
+
+
+def test_narrator_shows_a_part_and_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is on the screen in the end, of 80 columns; the part stands above the whole."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    narrator = Narrator(stream=Terminal())
+    assert not narrator.live
+    narrator.begin("9 epochs", 90, done=40)
+    assert narrator.live
+    narrator.part("epoch 4", 1, 10)
+    narrator.advance()
+    narrator.part("validating", 2, 3)
+    narrator.show(["loss 1.5", "x" * 100], left=3661.0)
+    console = Console(width=80, record=True, file=io.StringIO())
+    for part in narrator._view.get_renderables():  # type: ignore[union-attr]
+        console.print(Group(part))
+    narrator.end()
+    assert not narrator.live
+    first, second, *rest = [line.rstrip() for line in console.export_text().splitlines()]
+    assert first.startswith("validating ━")
+    assert first.endswith("  2/3 -:--:-- left")
+    assert second.startswith("9 epochs   ━")
+    assert second.endswith("41/90 1:01:01 left")
+    assert rest == ["loss 1.5", "x" * 79 + "…"]
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_no_view_on_a_dumb_terminal(term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", term)
+    with Narrator(stream=Terminal()) as narrator:
+        narrator.begin("training", 10)
+        assert not narrator.live
+
+
+@pytest.mark.parametrize(
+    ("volume", "heard"),
+    [
+        ("quiet", ["warning: [b]", "d"]),
+        ("normal", ["a", "warning: [b]", "d"]),
+        ("verbose", ["a", "warning: [b]", "each step", "d"]),
+    ],
+)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_volume(
+    volume: Volume, heard: list[str], terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal() if terminal else io.StringIO()
+    with Narrator(stream=stream, volume=volume) as narrator:
+        narrator.say("a")
+        narrator.warn("[b]")
+        if narrator.verbose:
+            narrator.say("each step")
+        narrator.begin("training", 10)
+        assert narrator.live == (terminal and volume != "quiet")
+        narrator.end()
+        narrator.conclude("d")
+    said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert [
+        line for line in said.replace("\r", "\n").splitlines() if line[:1] in list("awed")
+    ] == heard

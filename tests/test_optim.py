@@ -362,13 +362,8 @@ def test_a_gate_that_is_not_read(no_wd: bool, nesterov: bool) -> None:
             params = group["params"]
             grads = [p.grad if open_ else torch.zeros_like(p) for p in params]
             with torch.no_grad():
-                _move_where(
-                    torch.tensor(open_),
-                    params,
-                    grads,
-                    [kept(second, p, "velocity") for p in params],
-                    group,
-                )
+                velocities = [kept(second, p, "velocity") for p in params]
+                _move_where(torch.tensor(open_), group, params, grads, velocities)
         for ours, expected in zip(gated.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
             torch.testing.assert_close(

@@ -94,11 +94,19 @@ def test_refused(overrides: list[str], text: str) -> None:
     [
         ([], ""),
         (["augment.mosaic=0.5", "augment.mosaic_off_epochs=10"], ""),
-        (["augment.mosaic=0.5", "augment.mosaic_off_epochs=20"], "augment.mosaic: has no effect"),
+        (
+            ["augment.mosaic=0.5", "train.epochs=5"],
+            "augment.mosaic: has no effect: augment.mosaic_off_epochs is 10 of 5 epochs; give less "
+            "(--set augment.mosaic_off_epochs=2)",
+        ),
         (["assign.dynamic=5"], "assign.dynamic: has no effect: it chooses among"),
         (["schedule.warmup_epochs=0", "schedule.warmup_momentum=0.5"], "schedule.warmup_momentum"),
         (["schedule.warmup_epochs=0", "schedule.warmup_bias_lr=0.5"], "schedule.warmup_momentum"),
-        (["schedule.frozen_epochs=20"], "schedule.frozen_epochs: has no effect: the backbone"),
+        (
+            ["schedule.frozen_epochs=20"],
+            "schedule.frozen_epochs: has no effect: the backbone would never move in 20 epochs; "
+            "give less (--set schedule.frozen_epochs=10)",
+        ),
         (["loss.iou=giou"], "loss.iou: has no effect: loss.iou_gain is 0"),
         (["optim.square_momentum=0.9"], "optim.square_momentum: has no effect: it is of adamw"),
         (["train.size=100"], ""),

@@ -195,11 +195,14 @@ def test_changed_data_can_be_accepted(
 
 def test_other_classes_are_named(trained: Path, tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
     then = {"data": {"classes": ["a", "b"], "names": "1"}, "seed": 1, "anchors": []}
-    assert _changes(then, then) == []
+    assert _changes({}, {}) == _changes(then, then) == []
+    assert _changes({"val": {"pictures": 4}}, {"val": None}) == [
+        "the validation data (from 4 pictures to none)"
+    ]
     now = {"data": {"classes": ["a"], "names": "2"}, "seed": 1, "anchors": list(range(30))}
     assert _changes(then, now) == [
         "the training data (classes (from a, b to a), the names or the order of the pictures)",
-        f"model.anchors (from  to {', '.join(map(str, range(30)))[:57]}...)",
+        f"model.anchors (from none to {', '.join(map(str, range(30)))[:57]}...)",
     ]
 
 

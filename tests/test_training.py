@@ -43,10 +43,11 @@ from triscale.log import LOSSES, Narrator
 from triscale.model.yolo import build_model
 from triscale.optim import parameter_groups
 from triscale.predict import find_weights
+from triscale.prepare import make_plan, training_index
 from triscale.recipe import load_recipe
 from triscale.sgd import SGD
 from triscale.step import _blank, batch_losses
-from triscale.training import make_plan, train, training_index
+from triscale.training import train
 from triscale.weights.formats import load_weights
 from triscale.weights.native import read_tensors
 
@@ -242,32 +243,6 @@ def test_overfits_eight_pictures(rectangles: Path, tiny_recipe: MakeRecipe, tmp_
 
 
 # --- what the settings do ------------------------------------------------------------------------
-
-
-def test_num_samples(data: Data, tiny_recipe: MakeRecipe) -> None:
-    assert data.train is not None
-    chosen = [
-        set(training_index(tiny_recipe(f"data.num_samples={n}"), data).ids) for n in (0, 3, 5, 10)
-    ]
-    assert [len(names) for names in chosen] == [10, 3, 5, 10]
-    assert chosen[1] < chosen[2] < chosen[3] == chosen[0]
-    other = training_index(tiny_recipe("data.num_samples=3", "train.seed=5"), data)
-    assert set(other.ids) != chosen[1]
-    with pytest.raises(UserError, match=r"data\.num_samples: 11 samples wanted"):
-        training_index(tiny_recipe("data.num_samples=11"), data)
-    with pytest.raises(UserError, match=r"data\.num_samples: expected at least 0, got -1"):
-        tiny_recipe("data.num_samples=-1")
-
-
-def test_batch_size_must_fit(data: Data, tiny_recipe: MakeRecipe) -> None:
-    assert data.train is not None
-    plan = make_plan(tiny_recipe("train.batch_size=10"), data.train, Processes())
-    assert plan.steps == 3
-    with pytest.raises(UserError, match="11 is more than the 10 training pictures"):
-        make_plan(tiny_recipe("train.batch_size=11"), data.train, Processes())
-    make_plan(tiny_recipe(), data.train, Processes(3, 4))
-    with pytest.raises(UserError, match="4 is less than one picture for each of 5 processes"):
-        make_plan(tiny_recipe(), data.train, Processes(0, 5))
 
 
 def test_no_training_split(data: Data, tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -621,15 +596,33 @@ def test_syncbn_alone_changes_nothing(
     assert_same_run(tmp_path / "run", trained)
 
 
-def test_processes_must_see_the_same_run(
-    data: Data, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("theirs", "what"),
+    [
+        # a folder that isn't shared: the main process resumes there, another one would start
+        ({"resume": True}, r"whether it goes on \(True there, False here\)"),
+        # GPUs with unlike memory, for which `choose` finds unlike batches
+        (
+            {"train.batch_size": 16, "optim.lr": 0.5},
+            r"train.batch_size \(16 there, 4 here\); optim.lr \(0.5 there, 0.001 here\)",
+        ),
+        ({"val": None}, r"the validation data \(none there, 4 pictures here\)"),
+    ],
+)
+def test_processes_must_be_about_to_do_the_same(
+    theirs: dict[str, Any],
+    what: str,
+    data: Data,
+    tiny_recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A folder that isn't shared: the main process resumes there, another one would start."""
+    def main(value: dict[str, Any], *args: Any, **named: Any) -> dict[str, Any]:
+        shuffled = dict(sorted(value.items(), reverse=True))
+        return {key: theirs.get(key, shuffled[key]) for key in shuffled}
 
-    def main_resumes(value: dict[str, Any], *args: Any, **named: Any) -> dict[str, Any]:
-        return value | {"resume": True}
-
-    monkeypatch.setattr("triscale.progress.share_value", main_resumes)
-    with pytest.raises(UserError, match="process 0 finds another run folder or other data than"):
-        run_quietly(tiny_recipe(), data, tmp_path / "run")
+    monkeypatch.setattr("triscale.progress.share_value", main)
+    message = f"process 0 is about to do another run than the main one: {what}; all must see"
+    with pytest.raises(UserError, match=message):
+        run_quietly(tiny_recipe("optim.lr=0.001"), data, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -50,6 +50,9 @@ sys.path.pop(0)  # this file's folder: the name of this file would hide the prog
 # Read while it is imported: nothing is sent, fetched or installed.
 os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false")
 
+# Training and nothing else.
+PLAIN = dict.fromkeys(("pretrained", "amp", "val", "plots", "verbose"), False)
+
 
 class Folder:
     """Where everything is written; data sets in its layout are made once."""
@@ -184,12 +187,8 @@ def train(
             seed=seed,
             workers=workers,
             device=device,
-            pretrained=False,
-            amp=False,
-            val=False,
-            plots=False,
             project=runs,
-            verbose=False,
+            **PLAIN,
         )
         wall = time.perf_counter() - start
         (last,) = Path(runs).rglob("last.pt")
@@ -236,13 +235,9 @@ def beginning_of_training(
             close_mosaic=0,
             workers=workers,
             device="cpu",
-            pretrained=False,
-            amp=False,
-            val=False,
-            plots=False,
             save=False,
             project=runs,
-            verbose=False,
+            **PLAIN,
         )
     return found
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triscale.updates import due, gate_of, kept
+from triscale.updates import due, gate_of
 
 _EPS = 1e-8
 
@@ -58,19 +58,17 @@ class AdamW(torch.optim.Optimizer):
         """
         assert closure is None
         gate = gate_of(ok)
-        for group, params, grads in due(self, ok):
-            moments = [kept(self, param, "moment") for param in params]
-            squares = [kept(self, param, "square") for param in params]
-            _move(params, grads, moments, squares, group, gate)
+        for group, tensors in due(self, ok, *self.state_names):
+            _move(group, gate, *tensors)
 
 
 def _move(
+    group: dict[str, Any],
+    gate: Tensor | float,
     params: list[Tensor],
     grads: list[Tensor],
     moments: list[Tensor],
     squares: list[Tensor],
-    group: dict[str, Any],
-    gate: Tensor | float,
 ) -> None:
     """One update of tensors in place, `gate` 1, or none at all, `gate` 0."""
     lr, number = group["lr"], max(group["step"] - group["first"], 0) + 1

@@ -71,16 +71,7 @@ def assign(
     """
     config = config or AssignConfig()
     height, width = size
-    # In float32 a centre on the edge of a cell can fall to the wrong side of it.
-    exact = boxes.double()
-    found = find_candidates(
-        exact, grid, size=size, ratio=config.ratio, neighbours=config.neighbours
-    )
-    found = found._replace(active=found.active & (labels >= 0)[..., None])
-    if config.dynamic:
-        assert predictions is not None
-        found = best_few(found, boxes, labels, predictions=predictions, grid=grid, config=config)
-
+    found = claims(boxes, labels, grid, size=size, config=config, predictions=predictions)
     num_pairs = found.slot.shape[2]
     slot, active, rank = (
         field.flatten(1) for field in (found.slot, found.active, found.rank)
@@ -88,6 +79,7 @@ def assign(
     weight = weights.float().repeat_interleave(num_pairs, 1)
     weight = weight * _winners(slot, active, rank, num_predictions=len(grid.cells))
     matched = weight > 0
+    exact = boxes.double()
     wh = exact[..., 2:] - exact[..., :2]  # (B, M, 2)
     # the sigmoid that decodes to this place
     centre = (found.offset + (grid.scale_x_y - 1) / 2) / grid.scale_x_y
@@ -101,6 +93,27 @@ def assign(
         label=labels.repeat_interleave(num_pairs, 1) * matched,
         weight=weight,
     )
+
+
+def claims(
+    boxes: Tensor,
+    labels: Tensor,
+    grid: Grid,
+    *,
+    size: tuple[int, int],
+    config: AssignConfig,
+    predictions: Predictions | None = None,
+) -> Candidates:
+    """The predictions that the objects ask for, of which two may ask for the same; see `assign`."""
+    # In float32 a centre on the edge of a cell can fall to the wrong side of it.
+    found = find_candidates(
+        boxes.double(), grid, size=size, ratio=config.ratio, neighbours=config.neighbours
+    )
+    found = found._replace(active=found.active & (labels >= 0)[..., None])
+    if config.dynamic:
+        assert predictions is not None
+        found = best_few(found, boxes, labels, predictions=predictions, grid=grid, config=config)
+    return found
 
 
 def best_few(

@@ -24,7 +24,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from triscale.average import Average
-from triscale.choosing import with_epochs, with_key
 from triscale.data.index import Index
 from triscale.data.loader import make_loader
 from triscale.data.open import Data
@@ -35,12 +34,13 @@ from triscale.errors import UserError
 from triscale.evaluation import choose_metric, evaluate
 from triscale.files import naming
 from triscale.gradients import Gradients, Statistics
+from triscale.lengths import with_epochs, with_key
 from triscale.model.yolo import YOLOv3
 from triscale.optim import make_optimizer, set_lr, state_tensors
 from triscale.precision import settle_precision
+from triscale.prepare import make_plan, training_index
 from triscale.recipe import Recipe
 from triscale.step import batch_losses, keep_freed_memory
-from triscale.training import make_plan, training_index
 
 SPARE = 0.05  # of the time, for what isn't measured
 VALIDATION = 0.1  # of the time at most, but for the first and the last epoch's

@@ -14,13 +14,28 @@ import sys
 from collections.abc import Callable, Sequence
 
 from triscale import __version__
-from triscale.commands import convert, download, evaluate, predict, recipes, train
+from triscale.commands import (
+    anchors,
+    check,
+    convert,
+    download,
+    evaluate,
+    predict,
+    preview,
+    recipes,
+    report,
+    train,
+)
 from triscale.errors import OutOfMemoryError, ProcessLostError, UserError, ran_out_of_memory
 from triscale.interrupt import Interrupted, leave_undisturbed
 
 _COMMANDS = {
+    "check": check,
+    "preview": preview,
+    "anchors": anchors,
     "train": train,
     "eval": evaluate,
+    "report": report,
     "predict": predict,
     "convert": convert,
     "download": download,

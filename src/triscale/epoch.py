@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
+from itertools import count
 
 from triscale.checkpoint import require_space, save_values
 from triscale.config import to_dict
@@ -11,6 +14,8 @@ from triscale.evaluation import Evaluation, choose_metric, evaluate
 from triscale.files import write_atomically
 from triscale.log import RunLog
 from triscale.progress import Run, networks, snapshot
+from triscale.report.during import describe_validation, keep_up
+from triscale.report.found import Found
 from triscale.reporting import eval_line, write_pictures
 from triscale.weights.contents import WeightsInfo
 from triscale.weights.native import is_whole, save_weights
@@ -31,7 +36,16 @@ def finish_epoch(
     )
     network = run.average.network if run.average else run.model
     found, score = None, ""
+    batch_size = max(1, run.plan.batch_size // run.processes.world_size)
+    share = -(-len(data.val or ()) // run.processes.world_size)  # the main process's
+    seen = count(1)
+
+    def each() -> None:
+        run.narrator.part("validating", next(seen), -(-share // batch_size))
+        on_batch()
+
     if data.val and _due(epoch, config.val_interval, config.epochs):
+        began = time.monotonic()
         found = evaluate(
             network,
             data.val,
@@ -40,26 +54,30 @@ def finish_epoch(
             config=run.recipe.evaluate,
             decode=run.recipe.decode,
             input_config=run.recipe.input,
-            batch_size=max(1, run.plan.batch_size // run.processes.world_size),
+            batch_size=batch_size,
             workers=config.workers,
             decoded=run.decoded[1],
             device=run.device,
             processes=run.processes,
-            on_batch=on_batch,
+            on_batch=each,
         )
-        score = f"_{found.mean:.4f}"
+        score = "" if math.isnan(found.mean) else f"_{found.mean:.4f}"
         run.narrator.say(eval_line(found, epoch))
         if log:
             log.write(
                 {"kind": "eval", "epoch": epoch, "step": now.step, "metrics": found.metrics()}
             )
-            write_pictures(run.folder / "predictions", data.val, found, config.pictures)
-        if found.mean > now.best:
+            drawn = write_pictures(run.folder / "predictions", data.val, found, config.pictures)
+            run.loggers.pictures(now.step, drawn)
+        is_best = found.mean > now.best
+        if is_best:
             now.best = found.mean
             now.best_lines += (f"{epoch:04d}:\t{found.mean:.4f}",)
             if log:
                 save_weights(run.folder / "best.safetensors", network, info)
                 _write_best_lines(run)
+        if log and config.report:
+            _report(run, found, seconds=time.monotonic() - began, is_best=is_best)
     # A run always leaves weights behind, even if nothing could be measured.
     unsaved = now.best < 0 and epoch == config.epochs - 1
     if log and (unsaved or _due(epoch, config.save_interval, config.epochs)):
@@ -69,6 +87,22 @@ def finish_epoch(
         now.log = log.flush()
         save_values(run.folder / "last", snapshot(run))
     return found
+
+
+def _report(run: Run, evaluation: Evaluation, *, seconds: float, is_best: bool) -> None:
+    """Keep what the validation of `run.now.pending` found, and the page about the run."""
+    assert run.data.val is not None
+    about = describe_validation(evaluation, seconds=seconds, device=run.device)
+    about |= {"epoch": run.now.pending, "step": run.now.step}
+    about["train"] = {"pictures": len(run.index), "boxes": len(run.index.boxes)}
+    keep_up(
+        run.folder,
+        Found(about, run.data.val, evaluation.detections),
+        is_best=is_best,
+        is_last=run.now.pending == run.recipe.train.epochs - 1,
+        pace=run.pace,
+        say=run.narrator.warn,
+    )
 
 
 def require_best(run: Run) -> None:
@@ -85,7 +119,7 @@ def require_best(run: Run) -> None:
                 f"{best}: damaged or gone; put it back, or go on without it with "
                 "--set checkpoint.accept_changes=true: the best is then counted anew"
             )
-        run.narrator.say(f"warning: {best}: damaged or gone; the best is counted anew")
+        run.narrator.warn(f"{best}: damaged or gone; the best is counted anew")
         now.best, now.best_lines = -1.0, ()
         return
     _write_best_lines(run)

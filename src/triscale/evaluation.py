@@ -58,6 +58,12 @@ class Evaluation(NamedTuple):
     images: int
     detections: list[Detections]  # per image of the index, best first, original pixels
 
+    def headline(self) -> str:
+        """The metric in a few words."""
+        if math.isnan(self.mean):
+            return f"{self.metric} mAP: no object to find"
+        return f"{self.metric} mAP {self.mean:.4f}"
+
     def metrics(self) -> dict[str, float | None]:
         """As logged: mAP, COCO's numbers, AP/<class>; None where there is nothing to measure."""
         named = {f"AP/{name}": value for name, value in self.per_class.items()}
@@ -176,20 +182,24 @@ def detect_all(
     return detections(every, (size, size), original_sizes=sizes, fit=input_config.fit)
 
 
-def score(
-    found: list[Detections], index: Index, *, size: int, metric: Metric, config: EvalConfig
-) -> Evaluation:
-    """The metric of detections in original pixels, one entry per image of `index`."""
-    images = np.arange(len(index))
-    packed = pack_detections(found, images)
-    truth = PackedTruth(
-        images=np.repeat(images, np.diff(index.offsets)),
+def packed_truth(index: Index) -> PackedTruth:
+    """The objects of an index; a picture's number is its position."""
+    return PackedTruth(
+        images=np.repeat(np.arange(len(index)), np.diff(index.offsets)),
         boxes=index.boxes,
         labels=index.labels,
         difficult=index.difficult,
         crowd=index.crowd,
         areas=index.areas,
     )
+
+
+def score(
+    found: list[Detections], index: Index, *, size: int, metric: Metric, config: EvalConfig
+) -> Evaluation:
+    """The metric of detections in original pixels, one entry per image of `index`."""
+    packed = pack_detections(found, range(len(index)))
+    truth = packed_truth(index)
     inclusive = index.inclusive
     if config.network_resolution:
         # gluoncv: boxes are compared after the resize, where a pixel more is a different pixel.

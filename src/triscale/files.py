@@ -94,11 +94,17 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def naming(path: Path, *others: Path) -> Generator[None]:
-    """Let an OSError name `path` if it names no file, as of a full disk, or one of `others`."""
+    """Let an OSError name `path` if it names no file, as of a full disk, or one of `others`.
+
+    If `path` is a folder, a file right in it counts too: nobody knows the names of our locks and
+    temporary files.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno and error.filename in (None, *map(str, others)):
+        named = error.filename
+        within = isinstance(named, str) and os.path.dirname(named) == str(path)
+        if error.errno and (within or named in (None, *map(str, others))):
             error.filename = str(path)
         raise
 
@@ -109,7 +115,9 @@ def locked(folder: Path) -> Generator[None]:
 
     The lock goes with the process, however it ends; the processes it forks do not share it.
     """
-    with (folder / ".lock").open("w") as file:
+    with naming(folder):
+        file = (folder / ".lock").open("w")
+    with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

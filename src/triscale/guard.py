@@ -97,7 +97,7 @@ def judge(run: Run, report: Report, log: RunLog | None) -> None:
         see = f"see {folder}"
         if len(list(folder.iterdir())) < _MAX_FILES:  # each takes a pass over the batch
             see = f"see {_write_down(run, report, what, folder)}"
-        run.narrator.say(f"warning: step {report.step}: {what}; skipped, {see}")
+        run.narrator.warn(f"step {report.step}: {what}; skipped, {see}")
     if now.skipped >= _PATIENCE:
         raise DivergedError(what, report.step)
 
@@ -128,7 +128,7 @@ def roll_back(run: Run, error: DivergedError, *, diverged_at: int) -> None:
             f"{error}, again after going back to step {run.now.step}, which is the last state "
             f"saved. {advice}"
         ) from error
-    run.narrator.say(f"warning: {error}; went back to step {run.now.step}")
+    run.narrator.warn(f"{error}; went back to step {run.now.step}")
     if log := open_log(run):
         log.write({"kind": "rollback", "step": run.now.step, "from": error.step})
         run.now.log = log.flush()

@@ -40,23 +40,17 @@ class OptimConfig:
         if self.nesterov and self.name != "sgd":
             raise UserError(f"optim.nesterov: is of sgd, found optim.name={self.name}")
         for key in ("lr", "weight_decay", "backbone_lr"):
-            if MOST < getattr(self, key) < math.inf:
-                raise UserError(f"optim.{key}: expected at most {MOST:g}, got {getattr(self, key)}")
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"optim.lr: expected a positive number, got {self.lr}")
+            value, zero = getattr(self, key), "0 or " * (key == "weight_decay")
+            if MOST < value < math.inf:
+                raise UserError(f"optim.{key}: expected at most {MOST:g}, got {value}")
+            if not 0 <= value < math.inf or not (value or zero):
+                frozen = " (schedule.frozen_epochs keeps the backbone as it is)"
+                hint = frozen if key == "backbone_lr" else ""
+                raise UserError(f"optim.{key}: expected {zero}a positive number, got {value}{hint}")
         for key in ("momentum", "square_momentum", "ema"):
             value = getattr(self, key)
             if not 0 <= value < 1:
                 raise UserError(f"optim.{key}: expected a number from 0 to below 1, got {value}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(
-                f"optim.weight_decay: expected 0 or a positive number, got {self.weight_decay}"
-            )
-        if not 0 < self.backbone_lr < math.inf:
-            raise UserError(
-                f"optim.backbone_lr: expected a positive number, got {self.backbone_lr} "
-                "(schedule.frozen_epochs keeps the backbone as it is)"
-            )
 
 
 def parameter_groups(

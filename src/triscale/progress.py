@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from triscale.data.plan import Plan
 from triscale.distributed import Processes, share_tensors, share_value
 from triscale.errors import UserError
 from triscale.log import LOSSES, Narrator, RunLog
+from triscale.loggers import Loggers
 from triscale.model.yolo import YOLOv3
 from triscale.optim import Optimizer, load_state_tensors, state_tensors
-from triscale.recipe import Recipe
+from triscale.recipe import Recipe, make_recipe
+from triscale.report.during import Pace
 from triscale.weights.native import load_state as load_model
 
 
@@ -60,7 +62,9 @@ class Run:
     device: torch.device
     processes: Processes
     narrator: Narrator
+    loggers: Loggers
     now: Progress
+    pace: Pace = field(default_factory=Pace)  # of the report
 
 
 def open_log(run: Run) -> RunLog | None:
@@ -68,7 +72,8 @@ def open_log(run: Run) -> RunLog | None:
     if not run.processes.is_main:
         return None
     accept = run.recipe.checkpoint.accept_changes
-    return RunLog(run.folder / "log.jsonl", mark=run.now.log, accept=accept)
+    path = run.folder / "log.jsonl"
+    return RunLog(path, mark=run.now.log, accept=accept, loggers=run.loggers)
 
 
 def networks(run: Run) -> dict[str, YOLOv3]:
@@ -111,7 +116,7 @@ def restore(run: Run) -> None:
     if run.processes.is_main:
         state, damaged = load_state(run.folder / "last")
         for line in damaged:
-            run.narrator.say(f"warning: {line}")
+            run.narrator.warn(line)
         _require_same(run, state.values)
         for prefix, network in networks(run).items():
             # an average that is new to the run begins with the weights
@@ -132,6 +137,34 @@ def restore(run: Run) -> None:
     now.sums.copy_(torch.tensor(sums, dtype=torch.float64))
     now.best, now.best_lines = values["best"], tuple(values["best_lines"])
     now.log = values["log"]
+    if now.best_lines and (others := _measured_otherwise(run, values)):
+        _count_anew(run, others)
+
+
+def _measured_otherwise(run: Run, then: Mapping[str, Any]) -> list[str]:
+    """What makes the scores to come others than those of a state, which they can't compete with."""
+    before = to_dict(make_recipe(then["recipe"], source=f"{run.folder}: the state's recipe"))
+    after = to_dict(run.recipe)
+    for recipe in (before, after):  # whether it is the average that is measured, not its decay
+        recipe["optim"]["ema"] = recipe["optim"]["ema"] > 0
+    keys = [("train", "size"), ("optim", "ema")]
+    keys += [(section, key) for section in ("decode", "evaluate") for key in after[section]]
+    found = [f"{s}.{key}" for s, key in keys if before[s][key] != after[s][key]]
+    return found + (["the validation data"] if then.get("val") != run.identity["val"] else [])
+
+
+def _count_anew(run: Run, others: list[str]) -> None:
+    """Begin a new best mark; the weights that have the old one stay, under another name."""
+    best = run.folder / "best.safetensors"
+    kept = run.folder / f"best_until_step_{run.now.step:08d}.safetensors"
+    if run.processes.is_main and best.exists() and not kept.exists():
+        best.rename(kept)
+    verb = "is" if len(others) == 1 else "are"
+    run.narrator.say(
+        f"{', '.join(others)} {verb} not as before, so the best mAP is counted anew; weights of "
+        f"{run.now.best:.4f} are kept in {kept.name}"
+    )
+    run.now.best, run.now.best_lines = -1.0, ()
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -142,6 +175,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 # What a run can't go on without: by its key in a state, and as people call it.
 _NAMES = {
+    "resume": "whether it goes on",
     "data": "the training data",
     "val": "the validation data",
     "batch_size": "train.batch_size",
@@ -170,16 +204,21 @@ def identify(recipe: Recipe, index: Index, val: Index | None) -> dict[str, Any]:
 
 def require_agreement(run: Run, *, resume: bool) -> None:
     """UserError in a process that isn't about to do what the main one does."""
-    words = to_dict(lasting(run.recipe))
-    words["data"].pop("path")  # each machine may have its own, and its own hardware
-    for key in ("device", "workers"):
-        words["train"].pop(key)
-    mine = {"resume": resume, "recipe": words, **run.identity}
+    words = {
+        f"{section}.{key}": value
+        for section, values in to_dict(lasting(run.recipe)).items()
+        for key, value in values.items()
+    }
+    for key in ("data.path", "train.device", "train.workers"):  # each machine may have its own
+        words.pop(key)
+    mine = {"resume": resume, **words, "data": run.identity["data"], "val": run.identity["val"]}
     theirs = share_value(mine, run.processes, device=run.device)
     if theirs != mine:
+        differ = "; ".join(_changes(theirs, mine, words="{} there, {} here")) or "its version"
         raise UserError(
-            f"{run.folder}: process {run.processes.rank} finds another run folder or other data "
-            "than the main one; all must see the same folders and get the same words"
+            f"{run.folder}: process {run.processes.rank} is about to do another run than the main "
+            f"one: {differ}; all must see the same folders and get the same words, and what "
+            "unlike machines choose by themselves must be given"
         )
 
 
@@ -199,10 +238,12 @@ def _require_same(run: Run, then: Mapping[str, Any]) -> None:
             f"{text}; it can't go on exactly (with --set checkpoint.accept_changes=true it goes "
             "on all the same)"
         )
-    run.narrator.say(f"warning: {text}")
+    run.narrator.warn(text)
 
 
-def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changes(
+    then: Mapping[str, Any], now: Mapping[str, Any], *, words: str = "from {} to {}"
+) -> list[str]:
     """What differs, as a person would say it."""
     found: list[str] = []
     for key, value in now.items():
@@ -211,14 +252,18 @@ def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             continue
         name = _NAMES.get(key, key)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
-            found.append(f"{name} ({', '.join(_changes(before, value))})")
+            found.append(f"{name} ({', '.join(_changes(before, value, words=words))})")
         elif key in ("names", "sizes", "labels"):  # SHA-256 sums, which say nothing to a person
             found.append(name)
         else:
-            found.append(f"{name} (from {_short(before)} to {_short(value)})")
+            found.append(f"{name} ({words.format(_short(before), _short(value))})")
     return found
 
 
 def _short(value: Any) -> str:
+    if value in (None, "", []):
+        return "none"
+    if isinstance(value, Mapping):  # of a split that there wasn't, or isn't any more
+        return f"{value['pictures']} pictures"
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

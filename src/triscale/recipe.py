@@ -20,6 +20,7 @@ from triscale.decode import DecodeConfig
 from triscale.errors import UserError
 from triscale.evaluation import EvalConfig
 from triscale.files import read_regular
+from triscale.loggers import LogConfig
 from triscale.loss import LossConfig
 from triscale.model.yolo import ModelConfig
 from triscale.optim import OptimConfig
@@ -52,6 +53,7 @@ class TrainConfig:
     val_interval: int = 1  # epochs; 0: never
     save_interval: int = 10  # epochs; 0: only the best
     pictures: int = 8  # validation pictures drawn after each validation
+    report: bool = True  # report.html and what it is made of are written after each validation
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "log_interval"):
@@ -85,6 +87,7 @@ class Recipe:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     evaluate: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         self.evaluate.require_fit(self.input)
@@ -136,7 +139,8 @@ def require_effect(recipe: Recipe) -> None:
         (
             augment.mosaic and augment.mosaic_off_epochs >= train.epochs,
             "augment.mosaic",
-            f"augment.mosaic_off_epochs is {augment.mosaic_off_epochs} of {train.epochs} epochs",
+            f"augment.mosaic_off_epochs is {augment.mosaic_off_epochs} of {train.epochs} epochs; "
+            f"give less (--set augment.mosaic_off_epochs={train.epochs // 2})",
         ),
         (
             recipe.assign.dynamic and not (recipe.assign.ratio or recipe.assign.neighbours),
@@ -151,7 +155,8 @@ def require_effect(recipe: Recipe) -> None:
         (
             schedule.frozen_epochs >= train.epochs,
             "schedule.frozen_epochs",
-            f"the backbone would never move in {train.epochs} epochs",
+            f"the backbone would never move in {train.epochs} epochs; give less "
+            f"(--set schedule.frozen_epochs={train.epochs // 2})",
         ),
         (
             recipe.loss.iou != LossConfig().iou and not recipe.loss.iou_gain,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,15 +16,15 @@ from triscale.budget import fit_minutes
 from triscale.checkpoint import has_state, load_state, require_unused
 from triscale.choosing import choose
 from triscale.config import apply_override, build, to_dict
-from triscale.data.open import describe, open_dataset
+from triscale.data.open import Data, describe, open_dataset
 from triscale.data.options import DataConfig
 from triscale.decode import DecodeConfig
 from triscale.detections import Detections
 from triscale.engines.pytorch import TorchEngine
 from triscale.errors import UserError
 from triscale.evaluation import EvalConfig, Evaluation, choose_metric, evaluate, score
-from triscale.log import Narrator
-from triscale.model.yolo import build_model
+from triscale.log import Narrator, Volume
+from triscale.model.yolo import YOLOv3, build_model
 from triscale.pixels import InputConfig
 from triscale.predict import Detector, find_weights
 from triscale.recipe import Recipe, load_recipe, make_recipe, require_unchanged
@@ -51,15 +51,21 @@ def start_or_resume(
     out: Path,
     overrides: Sequence[str] = (),
     wishes: Wishes,
+    volume: Volume = "normal",
 ) -> Result:
     """Start a run in `out`, or go on with the one there: for jobs that are restarted."""
     if has_state(out):
         # what a run began with is in its folder already; where the data are may have changed
         given = [text for text in overrides if text.partition("=")[0].strip() != "train.init"]
         path = json.dumps(str(data.absolute()), ensure_ascii=False)
-        return resume_run(out, overrides=[*given, f"data.path={path}"])
+        if wishes.minutes:  # no mistake: the command that starts a job also takes it up
+            Narrator(enabled=_is_main(), volume=volume).say(
+                f"{out}: goes on to the end that was planned when it began; --minutes plans new "
+                "runs only, and --epochs N in its place moves this one's end"
+            )
+        return resume_run(out, overrides=[*given, f"data.path={path}"], volume=volume)
     settings = load_recipe(recipe, overrides=overrides)
-    return start_run(data, settings, name=out.name, out=out, wishes=wishes)
+    return start_run(data, settings, name=out.name, out=out, wishes=wishes, volume=volume)
 
 
 def start_run(
@@ -69,6 +75,7 @@ def start_run(
     name: str,
     out: Path | None = None,
     wishes: Wishes | None = None,
+    volume: Volume = "normal",
 ) -> Result:
     """Open the data, say what was found, and train in a new folder (`runs/<data>-<name>`)."""
     run = out or Path("runs")
@@ -76,10 +83,10 @@ def start_run(
         run = out or _free_folder(run, f"{data.absolute().name}-{name}")
         require_unused(run)
     settings = replace(settings, data=replace(settings.data, path=str(data)))
-    return _run(settings, run, resume=False, wishes=wishes)
+    return _run(settings, run, resume=False, wishes=wishes, volume=volume)
 
 
-def resume_run(run: Path, *, overrides: Sequence[str] = ()) -> Result:
+def resume_run(run: Path, *, overrides: Sequence[str] = (), volume: Volume = "normal") -> Result:
     """Go on with the run in a folder from its newest state."""
     for assignment in overrides:
         if assignment.partition("=")[0].strip() == "train.init":
@@ -100,7 +107,7 @@ def resume_run(run: Path, *, overrides: Sequence[str] = ()) -> Result:
         )
     if recipe.train.precision == "auto":  # settled when the run began
         recipe = replace(recipe, train=replace(recipe.train, precision=begun.train.precision))
-    return _run(recipe, run, resume=True)
+    return _run(recipe, run, resume=True, volume=volume)
 
 
 def evaluate_weights(
@@ -115,6 +122,7 @@ def evaluate_weights(
     device: str = "auto",
     precision: Literal["fp32", "bf16", "auto"] = "fp32",
     overrides: Sequence[str] = (),
+    volume: Volume = "normal",
 ) -> Evaluation:
     """Measure weights on a split; the weights' own recipe says how, unless it is overridden."""
     if batch_size < 1 or workers < 0:
@@ -143,11 +151,12 @@ def evaluate_weights(
     if split:
         config = replace(config, val=split)
     opened = open_dataset(data, config, classes=detector.classes, splits=("val",))
-    narrator = Narrator()
+    narrator = Narrator(volume=volume)
     for line in opened.skipped:
         narrator.say(f"skipped: {line}")
-    if opened.val is None:
-        raise UserError(f"{data}: no validation split found; name one with --split")
+    if opened.note:
+        narrator.say(f"{opened.note}; --split names another")
+    assert opened.val
     chosen = build(EvalConfig, table["evaluate"], where="evaluate")
     measure = choose_metric(metric or chosen.metric, opened.format)
     with narrator:
@@ -173,44 +182,71 @@ def evaluate_weights(
         )
 
 
-def _run(settings: Recipe, run: Path, *, resume: bool, wishes: Wishes | None = None) -> Result:
-    wishes = wishes or Wishes()
-    narrator = Narrator(enabled=_is_main())
+def open_and_fit(
+    settings: Recipe,
+    *,
+    base: Recipe | None = None,
+    given: Collection[str] = (),
+    say: Callable[[str], None],
+) -> tuple[Recipe, Data]:
+    """The data of a recipe, and the recipe, fitted to them and the machine if it comes from `base`.
+
+    The keys in `given` stay as they are. What was found and chosen is said.
+    """
     path = str(Path(settings.data.path).absolute())
     settings = replace(settings, data=replace(settings.data, path=path))
-    data = open_dataset(Path(settings.data.path), settings.data)
+    data = open_dataset(Path(path), settings.data)
     for line in [*(f"skipped: {line}" for line in data.skipped), *describe(data)]:
-        narrator.say(line)
-    if wishes.base:
-        # the number of epochs, if it follows from a time, is not one of the choices
-        given = {*wishes.given, *(["train.epochs"] if wishes.minutes else [])}
-        settings, lines = choose(settings, data, given=given, base=wishes.base)
+        say(line)
+    if base:
+        settings, lines = choose(settings, data, given=given, base=base)
         for line in lines:
-            narrator.say(line)
+            say(line)
+    return settings, data
+
+
+def initial_network(
+    settings: Recipe, classes: Sequence[str], *, say: Callable[[str], None]
+) -> tuple[YOLOv3, Recipe]:
+    """The network that training begins with, from `train.init` or at random, and its recipe."""
+    seeded = torch.Generator().manual_seed(settings.train.seed)
+    if not settings.train.init:
+        return build_model(settings.model, len(classes), generator=seeded), settings
+    path = find_weights(Path(settings.train.init))
+    start = start_from(
+        read_weights(path),
+        settings.model,
+        classes,
+        input_config=settings.input,
+        source=str(path),
+        generator=seeded,
+    )
+    for line in start.report:
+        say(line)
+    return start.model, replace(settings, model=start.config)
+
+
+def _run(
+    settings: Recipe, run: Path, *, resume: bool, wishes: Wishes | None = None, volume: Volume
+) -> Result:
+    settings.log.require_installed()  # before anything takes time
+    wishes = wishes or Wishes()
+    narrator = Narrator(enabled=_is_main(), volume=volume)
+    # the number of epochs, if it follows from a time, is not one of the choices
+    given = {*wishes.given, *(["train.epochs"] if wishes.minutes else [])}
+    settings, data = open_and_fit(settings, base=wishes.base, given=given, say=narrator.say)
     model = None
     if settings.train.init and not resume:
-        path = find_weights(Path(settings.train.init))
-        start = start_from(
-            read_weights(path),
-            settings.model,
-            data.classes,
-            input_config=settings.input,
-            source=str(path),
-            generator=torch.Generator().manual_seed(settings.train.seed),
-        )
-        for line in start.report:
-            narrator.say(line)
-        model, settings = start.model, replace(settings, model=start.config)
+        model, settings = initial_network(settings, data.classes, say=narrator.say)
     elif not resume:
         name = settings.model.backbone
         hint = f" (ImageNet's can be had: triscale download {name})" if name in ZOO else ""
         narrator.say(f"training {name} from random weights{hint} in {run}")
     if wishes.minutes:
-        seeded = torch.Generator().manual_seed(settings.train.seed)
         settings, lines = fit_minutes(
             settings,
             data,
-            model or build_model(settings.model, len(data.classes), generator=seeded),
+            model or initial_network(settings, data.classes, say=narrator.say)[0],
             minutes=wishes.minutes,
             spent=time.perf_counter() - wishes.since,
             folder=run,
@@ -219,8 +255,10 @@ def _run(settings: Recipe, run: Path, *, resume: bool, wishes: Wishes | None = N
         for line in lines:
             narrator.say(line)
     result = train(settings, data, run, model=model, resume=resume, narrator=narrator)
-    if result.last:
-        narrator.say(f"best mAP {result.best:.4f}; weights, log and pictures in {run}")
+    found = f"best mAP {result.best:.4f}; weights, log and pictures"
+    if result.best < 0:
+        found = "nothing was measured; the last weights and the log"
+    narrator.conclude(f"{found} in {run}")
     return result
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triscale.updates import due, is_read, kept
+from triscale.updates import due, is_read
 
 
 class SGD(torch.optim.Optimizer):
@@ -54,16 +54,15 @@ class SGD(torch.optim.Optimizer):
         On a GPU `ok` isn't read back: its gradients must be finite also where it is false.
         """
         assert closure is None
-        for group, params, grads in due(self, ok):
-            velocities = [kept(self, param, "velocity") for param in params]
+        for group, tensors in due(self, ok, *self.state_names):
             if ok is None or is_read(ok):
-                _move(params, grads, velocities, group)
+                _move(group, *tensors)
             else:
-                _move_where(ok, params, grads, velocities, group)
+                _move_where(ok, group, *tensors)
 
 
 def _move(
-    params: list[Tensor], grads: list[Tensor], velocities: list[Tensor], group: dict[str, Any]
+    group: dict[str, Any], params: list[Tensor], grads: list[Tensor], velocities: list[Tensor]
 ) -> None:
     torch._foreach_mul_(velocities, group["momentum"])
     torch._foreach_add_(velocities, grads, alpha=-group["lr"])
@@ -80,10 +79,10 @@ def _move(
 
 def _move_where(
     ok: Tensor,
+    group: dict[str, Any],
     params: list[Tensor],
     grads: list[Tensor],
     velocities: list[Tensor],
-    group: dict[str, Any],
 ) -> None:
     """`_move` where `ok` (() bool) is true; else nothing changes. No value comes to the host."""
     gate = ok.float()

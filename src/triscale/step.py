@@ -64,6 +64,14 @@ def keep_freed_memory(device: torch.device) -> None:
         set_heap(map_from=32 << 20, trim_from=MOST)
 
 
+def gpu_memory(device: torch.device) -> tuple[float, float]:
+    """The most that this process took so far, and what there is, in GiB; 0 without a GPU."""
+    if device.type != "cuda":
+        return 0.0, 0.0
+    taken = torch.cuda.max_memory_reserved(device)  # known on the host
+    return taken / 2**30, torch.cuda.get_device_properties(device).total_memory / 2**30
+
+
 def parts_of_share(run: Run) -> int:
     """In how many parts each process's share of a batch goes through the network.
 

@@ -19,14 +19,13 @@ import torch
 from triscale.anchors import Grid
 from triscale.average import Average
 from triscale.checkpoint import due_by_step, due_by_time, remove_states, require_unused, save_state
+from triscale.config import to_dict
 from triscale.data.decoded import open_decoded
-from triscale.data.index import Index
 from triscale.data.loader import make_loader
 from triscale.data.open import Data
-from triscale.data.plan import Plan, PlanSampler, subset
+from triscale.data.plan import PlanSampler
 from triscale.data.prefetch import on_device
 from triscale.distributed import (
-    Processes,
     choose_device,
     join_processes,
     meet,
@@ -42,10 +41,12 @@ from triscale.gradients import Gradients, Statistics
 from triscale.guard import LAG, DivergedError, Echo, judge, require_finite_weights, roll_back
 from triscale.interrupt import Interrupted, stop_requests
 from triscale.log import LOSSES, Meter, Narrator
+from triscale.loggers import Loggers
 from triscale.model.compiled import compiled, compiling
-from triscale.model.yolo import YOLOv3, build_model, same_network, skeleton
+from triscale.model.yolo import YOLOv3
 from triscale.optim import hold, make_optimizer, set_lr
 from triscale.precision import settle_precision
+from triscale.prepare import choose_network, make_plan, num_shapes, training_index
 from triscale.progress import (
     Run,
     identify,
@@ -58,9 +59,16 @@ from triscale.progress import (
     start,
 )
 from triscale.recipe import Recipe, dump_recipe, require_effect, require_unchanged
-from triscale.reporting import train_line, train_record
+from triscale.reporting import epoch_line, live_lines, step_line, train_line, train_record
 from triscale.schedule import rates_at
-from triscale.step import batch_losses, keep_freed_memory, parts_of_share, try_largest
+from triscale.step import (
+    batch_losses,
+    gpu_memory,
+    keep_freed_memory,
+    parts_of_share,
+    try_largest,
+)
+from triscale.waiting import advice_on_waiting
 
 
 class Result(NamedTuple):
@@ -86,6 +94,7 @@ def train(
     newest state in the folder. Raises UserError for what the user can mend, and Interrupted, after
     saving, when Ctrl-C, SIGTERM or SIGUSR1 asks it to stop.
     """
+    recipe.log.require_installed()
     if not resume:
         require_effect(recipe)
     if resume and recipe.train.precision == "auto":  # another choice would be another run
@@ -107,7 +116,7 @@ def train(
         kept, kept_val = open_decoded(
             [index, data.val], recipe.data, say=narrator.say, processes=processes_here()
         )
-        model = _network(recipe, data, model, resume=resume)
+        model = choose_network(recipe, data, model, resume=resume)
         if recipe.train.syncbn and processes.world_size > 1:
             if recipe.train.compile:
                 raise UserError(
@@ -116,7 +125,7 @@ def train(
                 )
             synchronise_batch_norm(model)
         if recipe.train.compile:
-            stack.enter_context(compiling(_num_shapes(recipe)))
+            stack.enter_context(compiling(num_shapes(recipe)))
         model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         keep_freed_memory(device)
         recipe, said = settle_precision(recipe, model, device=device, processes=processes)
@@ -144,6 +153,7 @@ def train(
             device=device,
             processes=processes,
             narrator=narrator,
+            loggers=Loggers(recipe.log, run, recipe=to_dict(lasting(recipe)), warn=narrator.warn),
             now=start(plan.first_step(recipe.train.start_epoch), device),
         )
         require_agreement(everything, resume=resume)
@@ -167,6 +177,7 @@ def train(
             remove_states(run / "last", everything.now.step, keep=recipe.checkpoint.keep)
             require_room(everything)
             write_atomically(run / "recipe.toml", dump_recipe(lasting(recipe)).encode())
+            stack.enter_context(everything.loggers)
         diverged_at = 0
         while True:
             try:
@@ -185,13 +196,14 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
     hold(model.backbone, run.optimizer, still=False)  # a run that went back may have left it held
     gradients, statistics = Gradients(model, notes=len(LOSSES) + 2), Statistics(model)
     echo, meter, last = Echo(lag=0 if device.type == "cpu" else LAG), Meter(), None
+    advice = ""
 
     def going_on() -> None:
         # Processes that validate don't talk to each other; together they stop after the next step.
         if stop() and processes.world_size == 1:
             raise _interrupted(run)
 
-    narrator.begin("training", plan.steps, done=now.step)
+    narrator.begin(f"{config.epochs} epochs", plan.steps, done=now.step)
     if now.pending is not None:
         last = finish_epoch(run, log, on_batch=going_on)
     if log:
@@ -280,20 +292,38 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
         for report in echo.receive(everything=saving):
             judge(run, report, log)
             meter.see(report.terms)
+            if narrator.verbose:
+                side = plan.size_of(report.step - 1)
+                narrator.say(step_line(report.terms, report.step, side=side, ok=report.ok))
             stopping, saving = stopping or report.stop, saving or report.save
         if stopping or saving:
             for report in echo.receive(everything=True):
                 judge(run, report, log)
             # where steps are being skipped is no place to go back to
             saving = saving and (end_of_epoch or not now.skipped)
-        speed = meter.images_per_second()
-        narrator.advance(f"loss {meter.loss():.2f}, {speed:.1f} img/s", what=f"epoch {epoch}")
+        narrator.advance()
+        left = meter.seconds_left(steps=plan.steps - now.step, epochs=config.epochs - epoch)
+        if narrator.live:
+            first, end = plan.first_step(epoch), plan.first_step(epoch + 1)
+            narrator.part(f"epoch {epoch}", now.step - first, end - first)
+            best = now.best_lines[-1] if now.best_lines else ""
+            memory = gpu_memory(device)
+            shown = live_lines(meter, rate=rates.lr, memory=memory, best=best, last=last)
+            narrator.show(shown, left=left)
+        if not advice and (advice := advice_on_waiting(run, meter.recent())):
+            narrator.say(advice)
         if end_of_epoch or (now.step - plan.first_step(epoch)) % config.log_interval == 0:
             *sums, steps = now.sums.tolist()  # waits for the device
             if steps:
                 means = [value / steps for value in sums]
-                record = train_record(means, now.step, epoch=epoch, rate=rates.lr, meter=meter)
-                narrator.say(train_line(record))
+                memory, _ = gpu_memory(device)
+                record = train_record(
+                    means, now.step, epoch=epoch, rate=rates.lr, meter=meter, memory=memory
+                )
+                if not narrator.live:
+                    narrator.say(train_line(record, left=left))
+                elif end_of_epoch:
+                    narrator.say(epoch_line(record))
                 if log:
                     log.write(record)
 
@@ -317,62 +347,6 @@ def _train(run: Run, stop: Callable[[], bool]) -> Result:
             meter.reset()
         waiting_since = time.perf_counter()
     return Result(run.folder, now.best, last)
-
-
-def training_index(recipe: Recipe, data: Data) -> Index:
-    """The training split, or the part of it that `data.num_samples` asks for."""
-    if data.train is None:
-        raise UserError(f"{data.root}: there is no training split")
-    wanted, there = recipe.data.num_samples, len(data.train)
-    if not 0 <= wanted <= there:
-        raise UserError(f"data.num_samples: {wanted} samples wanted, the split has {there}")
-    return data.train.select(subset(there, wanted, recipe.train.seed)) if wanted else data.train
-
-
-def make_plan(recipe: Recipe, index: Index, processes: Processes) -> Plan:
-    """The plan of a run; UserError if the batch size does not go with the data or the processes."""
-    config = recipe.train
-    if config.batch_size > len(index):
-        raise UserError(
-            f"train.batch_size: {config.batch_size} is more than the {len(index)} training "
-            f"pictures; use --batch-size {len(index)} or less"
-        )
-    if config.batch_size < processes.world_size:
-        raise UserError(
-            f"train.batch_size: {config.batch_size} is less than one picture for each of "
-            f"{processes.world_size} processes"
-        )
-    return Plan(
-        len(index), config.batch_size, config.epochs, config.seed, config.size, recipe.augment
-    )
-
-
-def _network(recipe: Recipe, data: Data, model: YOLOv3 | None, *, resume: bool) -> YOLOv3:
-    """The network that was given, if it is the recipe's, or a new one."""
-    if model is None:
-        if recipe.train.init and not resume:
-            raise UserError("train.init: give its network as `model`, or use `triscale train`")
-        if recipe.schedule.frozen_epochs and not resume:
-            raise UserError(
-                "schedule.frozen_epochs: a backbone at random has nothing to keep; start from "
-                "weights (--init), or use --set schedule.frozen_epochs=0"
-            )
-        seeded = torch.Generator().manual_seed(recipe.train.seed)
-        return build_model(recipe.model, len(data.classes), generator=seeded)
-    if not same_network(model, skeleton(recipe.model, len(data.classes))):
-        raise UserError(
-            f"expected the network of the recipe's [model] with {len(data.classes)} classes, "
-            f"found another one with {model.num_classes}"
-        )
-    return model
-
-
-def _num_shapes(recipe: Recipe) -> int:
-    """How many shapes of input the network may be given; parts of a batch differ by a picture."""
-    shapes = recipe.augment
-    sides = range(shapes.shape_min, shapes.shape_max + 1, shapes.shape_step)
-    modes = 2 if recipe.schedule.frozen_epochs else 1  # the backbone's; each is compiled
-    return 2 * modes * (len(sides) if shapes.random_shape else 1)
 
 
 def _interrupted(run: Run) -> Interrupted:

@@ -25,9 +25,10 @@ def gate_of(ok: Tensor | None) -> Tensor | float:
 
 
 def due(
-    optimizer: torch.optim.Optimizer, ok: Tensor | None
-) -> Iterator[tuple[dict[str, Any], list[Tensor], list[Tensor]]]:
-    """Each group with its parameters that have a gradient and aren't held, and the gradients.
+    optimizer: torch.optim.Optimizer, ok: Tensor | None, *states: str
+) -> Iterator[tuple[dict[str, Any], list[list[Tensor]]]]:
+    """Each group with its parameters that have a gradient and aren't held, and beside them the
+    gradients and the tensors of these `states`.
 
     Nothing, where the host may know that `ok` (() bool) is false.
     """
@@ -36,7 +37,9 @@ def due(
     for group in optimizer.param_groups:
         params = [p for p in group["params"] if p.requires_grad and p.grad is not None]
         if params:
-            yield group, params, [p.grad for p in params if p.grad is not None]
+            grads = [p.grad for p in params if p.grad is not None]
+            rows = ([kept(optimizer, param, name) for param in params] for name in states)
+            yield group, [params, grads, *rows]
 
 
 def kept(optimizer: torch.optim.Optimizer, param: Tensor, name: str) -> Tensor:

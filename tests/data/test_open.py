@@ -209,13 +209,85 @@ def test_a_path_that_is_no_data_set(tmp_path: Path) -> None:
 def test_a_split_that_cannot_be_found(tmp_path: Path) -> None:
     root = make_voc(tmp_path / "a", "zebra", "ant")
     (root / "ImageSets/Main/val.txt").unlink()
-    with pytest.raises(UserError, match=r"no val split found; name one with --set data\.val="):
-        open_dataset(root)
+    words = r"a: no validation split, and of 1 pictures none can be spared; name one with --set da"
+    with pytest.raises(UserError, match=words):
+        open_dataset(root, splits=("val",))
+    data = open_dataset(root)
+    assert data.train is not None
+    assert data.val is None
+    assert describe(data)[2] == "no validation split, and of 1 pictures none can be spared"
     assert open_dataset(root, splits=("train",)).val is None
     data = open_dataset(root, DataConfig(val="train"), splits=("val",))
     assert data.train is None
     assert data.val is not None
     assert list(data.val.ids) == ["train"]
+    (root / "ImageSets/Main/train.txt").rename(root / "ImageSets/Main/test.txt")
+    with pytest.raises(UserError, match=r"no train split found; name one with --set data\.train="):
+        open_dataset(root)
+
+
+def make_unsplit(root: Path, format: str) -> Path:
+    """20 pictures in one split; each fourth without objects, the others with a broken one too."""
+    root.mkdir()
+    images: list[dict[str, object]] = []
+    objects: list[dict[str, object]] = []
+    for i in range(20):
+        name, empty = f"{i:02}", i % 4 == 0
+        images.append({"id": i, "file_name": f"{name}.png", "width": 40, "height": 30})
+        if format == "yolo":
+            rows = "" if empty else "0 .5 .5 .5 .5\n0 9 .5 .5 .5"
+            (root / f"{name}.txt").write_text(rows)
+        for left in () if empty else (0, 90):
+            box = {"id": len(objects), "image_id": i, "category_id": 1, "bbox": [left, 0, 9, 9]}
+            objects.append(box)
+        Image.new("L", (40, 30)).save(root / f"{name}.png")
+    if format == "coco":
+        (root / "annotations").mkdir()
+        content = {"images": images, "annotations": objects}
+        content["categories"] = [{"id": 1, "name": "cat"}]
+        (root / "annotations/default.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize("format", ["yolo", "coco"])
+def test_without_a_validation_split_some_pictures_are_held_out(tmp_path: Path, format: str) -> None:
+    root = make_unsplit(tmp_path / "a", format)
+    with pytest.raises(DataError, match="15 broken labels or pictures in"):
+        open_dataset(root)
+    config = DataConfig(skip_bad=True, holdout=0.2)
+    data = open_dataset(root, config)
+    assert (data.format, len(data.skipped)) == (format, 15)
+    assert data.train is not None
+    assert data.val is not None
+    assert len(data.val) == 4
+    # COCO: not learned from, but measured on
+    usable = [f"{i:02}" for i in range(20) if format == "yolo" or i % 4]
+    names = [name.lstrip("0") or "0" for name in usable] if format == "coco" else usable
+    assert sorted([*data.train.ids, *data.val.ids]) == sorted({*names, *data.val.ids})
+    assert not set(data.train.ids) & set(data.val.ids)
+    split = "all" if format == "yolo" else "default"
+    assert (data.train.name, data.val.name) == (split, f"{split} (held out)")
+    assert data.note == (
+        f"no validation split: 4 of the 20 pictures of {split}, chosen by a hash of their names, "
+        "are held out as one (data.holdout=0.2)"
+    )
+    assert describe(data)[3] == data.note
+    for role in ("train", "val"):  # the same, whatever is asked for
+        alone = open_dataset(root, config, splits=(role,))
+        index, expected = getattr(alone, role), getattr(data, role)
+        assert list(index.ids) == list(expected.ids)
+        assert [alone.train, alone.val].count(None) == 1
+    whole = open_dataset(root, DataConfig(skip_bad=True, holdout=0))
+    assert whole.val is None
+    assert whole.train is not None
+    assert list(whole.train.ids) == names
+    assert whole.note == "no validation split, and data.holdout is 0"
+    # with a split of its own nothing is held out
+    data = open_dataset(root, DataConfig(skip_bad=True, train=split, val=split))
+    assert data.train is not None
+    assert (list(data.train.ids), data.note) == (names, "")
+    with pytest.raises(UserError, match=r"data.holdout: expected a part from 0 to 0.5, got 0.6"):
+        DataConfig(holdout=0.6)
 
 
 def test_data_without_any_object_has_no_classes(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -246,7 +247,14 @@ def test_classes_of_the_data(names: tuple[str, ...], classes: tuple[str, ...]) -
         ({}, None),
         ({".": "trainval test train val"}, ("trainval", "test")),
         ({".": "trainval train val"}, ("train", "val")),
-        ({".": "pictures"}, ("", "")),
+        ({".": "pictures"}, ("pictures", "")),
+        ({".": "trainval"}, ("trainval", "")),
+        ({".": "train test"}, ("train", "test")),
+        ({".": "default test"}, ("default", "test")),
+        ({".": "one two"}, ("", "")),
+        ({".": "test"}, ("", "test")),
+        ({".": "trainval val"}, ("", "val")),  # which trainval would hold
+        ({"VOC2007": "trainval", "VOC2012": "trainval"}, ("2007_trainval+2012_trainval", "")),
         (
             {"VOC2007": "trainval test", "VOC2012": "trainval val"},
             ("2007_trainval+2012_trainval", "2007_test"),
@@ -265,6 +273,25 @@ def test_usual_splits(
         for split in splits.split():
             make(tmp_path / folder, {}, split=split)
     assert voc_splits(tmp_path) == expected
+
+
+def test_a_folder_without_lists(tmp_path: Path) -> None:
+    """All that has an annotation; a picture without one is no part of the data."""
+    root = tmp_path / "VOC2007"
+    make(root, {"p": annotation(DOG), "q": annotation(DOG)}, split="x")
+    (root / "JPEGImages/r.jpg").write_bytes((root / "JPEGImages/p.jpg").read_bytes())
+    shutil.rmtree(root / "ImageSets")
+    for place, split in ((root, "all"), (tmp_path, "2007_all")):
+        assert voc_splits(place) == (split, "")
+        assert list(read_voc(place, split, DataConfig()).index.ids) == ["p", "q"]
+    with pytest.raises(UserError, match=r"x\.txt: can't read .*; lists there: all"):
+        read_voc(root, "x", DataConfig())
+    (root / "ImageSets/Main").mkdir(parents=True)
+    (root / "ImageSets/Main/all.txt").write_text("q")
+    assert list(read_voc(root, "all", DataConfig()).index.ids) == ["q"]
+    (root / "ImageSets/Main/all.txt").rename(root / "ImageSets/Main/train.txt")
+    with pytest.raises(UserError, match=r"all\.txt: can't read .*; lists there: train"):
+        read_voc(root, "all", DataConfig())
 
 
 def test_years_are_joined(tmp_path: Path) -> None:

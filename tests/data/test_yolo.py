@@ -153,6 +153,19 @@ def test_usual_splits(
         assert len(read_yolo(tmp_path, split, DataConfig()).index.boxes) == 1
 
 
+def test_a_folder_without_splits(tmp_path: Path) -> None:
+    """`images` and `labels`, or all in one folder; but not what lies below it."""
+    make(tmp_path / "a/images", {"p": "0 .5 .5 .5 .5", "q": ""})
+    make(tmp_path / "b", {"p": "0 .5 .5 .5 .5", "q": ""}, beside=True)
+    make(tmp_path / "b/runs/1/predictions", {"r": ""}, beside=True)
+    for folder, split in (("a", "images"), ("b", "all")):
+        assert yolo_splits(yolo_source(tmp_path / folder)) == (split, "")
+        assert list(read_yolo(tmp_path / folder, split, DataConfig()).index.ids) == ["p", "q"]
+    for label in (tmp_path / "b").glob("*.txt"):
+        label.unlink()
+    assert yolo_splits(yolo_source(tmp_path / "b")) is None
+
+
 def test_list_files_and_labels_beside_the_pictures(tmp_path: Path) -> None:
     make(tmp_path / "one", {"a": "0 .5 .5 .5 .5", "b": ""}, beside=True)
     other = make(tmp_path / "two/images", {"c": "0 .5 .5 .5 .5"})

@@ -23,8 +23,8 @@ from triscale.data.plan import Plan, PlanSampler
 from triscale.errors import UserError
 from triscale.model.compiled import compiled, compiling
 from triscale.model.yolo import ModelConfig, build_model
+from triscale.prepare import num_shapes
 from triscale.step import parts_of_share
-from triscale.training import _num_shapes
 
 
 @pytest.fixture
@@ -165,4 +165,4 @@ def test_a_run_has_no_more_shapes_than_there_is_room_for(
         }
         if shapes:
             found.add((ceil(ceil(batch / world_size) / parts), 192, 192))
-        assert 0 < len(found) <= _num_shapes(recipe)
+        assert 0 < len(found) <= num_shapes(recipe)

@@ -31,6 +31,18 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_volume(parser: argparse.ArgumentParser) -> None:
+    """--quiet, for the commands that tell how far they are; `volume` in the arguments."""
+    parser.add_argument(
+        "--quiet",
+        action="store_const",
+        const="quiet",
+        default="normal",
+        dest="volume",
+        help="only warnings, errors and the last line",
+    )
+
+
 def require_new(paths: Sequence[Path], *, hint: str = "") -> None:
     """UserError if one of the files that are going to be written is there."""
     for path in paths:

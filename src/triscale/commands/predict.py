@@ -25,7 +25,7 @@ HELP = "find objects in pictures, videos and cameras"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command can be told."""
-    parser.add_argument("weights", metavar="WEIGHTS_OR_RUN")
+    parser.add_argument("weights", metavar="WEIGHTS_OR_RUN", help="a run folder: its best")
     parser.add_argument(
         "sources",
         nargs="+",
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, metavar="N", help="computed together (default: 4; live: 1)"
     )
-    parser.add_argument("--device", default="auto", metavar="D")
+    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:N or auto")
     add_precision(parser)
 
 

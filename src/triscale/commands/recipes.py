@@ -9,7 +9,7 @@ HELP = "list the shipped recipes, or print one"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command can be told."""
-    parser.add_argument("name", nargs="?", metavar="NAME")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="print this one")
 
 
 def run(arguments: argparse.Namespace) -> None:

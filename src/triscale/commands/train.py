@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from triscale.commands.options import add_set
+from triscale.commands.options import add_set, add_volume
 from triscale.errors import UserError
 from triscale.interrupt import leaving_at_once
 
@@ -34,13 +34,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--auto-resume", action="store_true", help="go on with the run in --out if there is one"
     )
-    parser.add_argument("--epochs", metavar="N")
+    parser.add_argument("--epochs", metavar="N", help="each shows every training picture once")
     parser.add_argument("--minutes", metavar="N", help="as many epochs as fit into so much time")
-    parser.add_argument("--batch-size", metavar="N")
+    parser.add_argument("--batch-size", metavar="N", help="pictures in a step")
     parser.add_argument("--size", metavar="N", help="side of the square network input, in pixels")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:N or auto")
     parser.add_argument("--workers", metavar="N", help="data loading processes")
     parser.add_argument("--seed", metavar="N")
+    parser.add_argument(
+        "--log",
+        metavar="NAMES",
+        help="also log to these, joined by commas: tensorboard, wandb, mlflow (default: none)",
+    )
+    add_volume(parser)
+    parser.add_argument(
+        "--verbose",
+        action="store_const",
+        const="verbose",
+        dest="volume",
+        help="a line for every step",
+    )
     add_set(parser)
 
 
@@ -63,6 +76,9 @@ def _start_or_resume(arguments: argparse.Namespace) -> None:
     overrides = [f"{key}={value}" for key, value in flags.items() if value is not None]
     if arguments.init:  # quoted: a path may look like a number, or hold quotes itself
         overrides.append(f"train.init={json.dumps(arguments.init, ensure_ascii=False)}")
+    if arguments.log is not None:
+        names = [name.strip() for name in arguments.log.split(",") if name.strip()]
+        overrides.append(f"log.to={json.dumps(names, ensure_ascii=False)}")
     overrides += arguments.overrides
     if arguments.out == "":  # an unset variable of a script
         raise UserError("--out: expected a folder, got an empty text")
@@ -75,7 +91,7 @@ def _start_or_resume(arguments: argparse.Namespace) -> None:
                 )
         from triscale.runs import resume_run
 
-        resume_run(Path(arguments.resume), overrides=overrides)
+        resume_run(Path(arguments.resume), overrides=overrides, volume=arguments.volume)
         return
     if arguments.data is None:
         raise UserError("train: name the data set (DATA), or a run to go on with (--resume RUN)")
@@ -91,7 +107,14 @@ def _start_or_resume(arguments: argparse.Namespace) -> None:
         if arguments.out is None:
             raise UserError("--auto-resume: name the run folder with --out")
         out = Path(arguments.out)
-        start_or_resume(Path(arguments.data), recipe, out=out, overrides=overrides, wishes=wishes)
+        start_or_resume(
+            Path(arguments.data),
+            recipe,
+            out=out,
+            overrides=overrides,
+            wishes=wishes,
+            volume=arguments.volume,
+        )
         return
     start_run(
         Path(arguments.data),
@@ -99,6 +122,7 @@ def _start_or_resume(arguments: argparse.Namespace) -> None:
         name=Path(recipe).stem,
         out=Path(arguments.out) if arguments.out else None,
         wishes=wishes,
+        volume=arguments.volume,
     )
 
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,27 @@ _FAULTS = (
     "box reaches outside the picture of {width}x{height}",
     "not one of the {classes} classes",
 )
+_KINDS = ("", "not-finite-box", "empty-box", "outside-box", "unknown-class")
 _UNKNOWN = 4  # the last of them
 _BLOCK = 1 << 15  # pictures that are judged at once
 _FILES = 512  # that a thread looks at before it takes more
+
+
+class Problem(str):
+    """A line about one thing that can't be used as it is; the rest of it is for programs."""
+
+    kind: str  # broken-picture, missing-picture, broken-labels, ...: see doctor/findings.py
+    file: str  # what is to be mended
+    number: int  # of the object as in Found, in COCO the entry's position in its list; 0: none
+    picture: str  # the picture that is concerned, if it is known
+
+    def __new__(
+        cls, line: str, kind: str = "", file: object = "", number: int = 0, picture: object = ""
+    ) -> Self:
+        problem = super().__new__(cls, line)
+        problem.kind, problem.file = kind, str(file)
+        problem.number, problem.picture = number, str(picture)
+        return problem
 
 
 class Found(NamedTuple):
@@ -98,10 +116,37 @@ class Scan(NamedTuple):
     name: str
     convention: Convention
     pictures: list[Picture] | Rows
-    problems: list[str]
+    problems: list[Problem]
     names: tuple[str, ...]  # the classes that the files declare, or else mention, in order
     drop_empty: bool = False  # leave out pictures without objects
     seen: Seen | None = None  # all pictures that were looked at, for the cache
+    file: str = ""  # where there is one that holds all labels
+
+
+class Judged(NamedTuple):
+    """A split with a judgement of each of its m objects, usable or not."""
+
+    scan: Scan
+    rows: Rows
+    boxes: NDArray[np.float32]  # (m, 4) xyxy of an Index, cut off at the picture's border
+    labels: NDArray[np.int32]  # (m,) class index, -1 for an unknown class
+    faults: NDArray[np.int8]  # (m,) 0: usable; else see `fault`
+    read: Read
+
+    def fault(self, i: int) -> tuple[str, str, str]:
+        """The kind of what is wrong with object `i`, the object, and the fault in words."""
+        picture = int(np.searchsorted(self.rows.offsets, i, "right")) - 1
+        height, width = self.rows.sizes[picture].tolist()
+        classes, number = len(self.read.index.classes), int(self.faults[i])
+        what = _FAULTS[number].format(width=width, height=height, classes=classes)
+        values = zip(self.scan.convention.keys, self.rows.boxes[i].tolist(), strict=True)
+        box = " ".join(f"{key}={value:.6g}" for key, value in values)
+        return _KINDS[number], self.object(i), f"{what}: {box}"
+
+    def object(self, i: int) -> str:
+        """Object `i` as a person finds it in its file."""
+        rows = self.rows
+        return f"{self.scan.convention.item} {rows.numbers[i]} ('{rows.names[rows.kinds[i]]}')"
 
 
 @dataclass(frozen=True)
@@ -121,13 +166,17 @@ def finish(
     Raises DataError if anything is broken and `config.skip_bad` is off; UserError for a split
     without pictures.
     """
-    judged = [_judge(scan, classes, config.inclusive_boxes) for scan in scans]
-    reads = [read for read, _ in judged]
+    reads = list[Read]()
+    num_broken = 0
+    for scan in scans:  # one judgement at a time: they are large
+        judged = judge(scan, classes, inclusive=config.inclusive_boxes)
+        reads.append(judged.read)
+        num_broken += len(scan.problems) + int(np.count_nonzero(judged.faults))
     problems = [line for read in reads for line in read.skipped]
     if problems and not config.skip_bad:
         splits = " and ".join(scan.name for scan in scans)
         raise DataError(
-            f"{sum(broken for _, broken in judged)} broken labels or pictures in {splits}; "
+            f"{num_broken} broken labels or pictures in {splits}; "
             "mend them, or skip just those with --set data.skip_bad=true",
             problems,
         )
@@ -165,8 +214,8 @@ def look(paths: Sequence[str]) -> NDArray[np.int64]:
     return states
 
 
-def _judge(scan: Scan, classes: tuple[str, ...], inclusive: bool) -> tuple[Read, int]:
-    """The usable objects with lines about everything else, and how much that is."""
+def judge(scan: Scan, classes: tuple[str, ...], *, inclusive: bool) -> Judged:
+    """Each object's box, class and fault, and the usable ones with lines about everything else."""
     rows = scan.pictures if isinstance(scan.pictures, Rows) else _pack(scan.pictures)
     numbers = class_numbers(rows.names, classes)
     label_of = np.array([numbers.get(name, -1) for name in rows.names], np.int32)
@@ -184,8 +233,6 @@ def _judge(scan: Scan, classes: tuple[str, ...], inclusive: bool) -> tuple[Read,
         )
         areas[objects] = np.where(np.isnan(areas[objects]), box_areas, areas[objects])
     faults[(faults == 0) & (labels < 0)] = _UNKNOWN
-    problems = [*scan.problems, *_problems(rows, faults, scan.convention, len(classes))]
-
     keep = np.equal(faults, 0)
     kept = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)])
     index = Index(
@@ -205,9 +252,9 @@ def _judge(scan: Scan, classes: tuple[str, ...], inclusive: bool) -> tuple[Read,
     counts = np.diff(index.offsets)
     if scan.drop_empty and not counts.all():
         index = index.select(np.flatnonzero(counts))
-    return Read(index, tuple(problems), scan.seen), len(scan.problems) + int(
-        np.count_nonzero(faults)
-    )
+    judged = Judged(scan, rows, boxes, labels, faults, Read(index, (), scan.seen))
+    skipped = (*scan.problems, *_problems(judged))
+    return judged._replace(read=Read(index, skipped, scan.seen))
 
 
 def _judge_boxes(
@@ -253,23 +300,19 @@ def _pack(pictures: list[Picture]) -> Rows:
     )
 
 
-def _problems(
-    rows: Rows, faults: NDArray[np.int8], convention: Convention, num_classes: int
-) -> list[str]:
+def _problems(judged: Judged) -> list[str]:
     """A line for each broken object; the first one of an unknown class speaks for all of it."""
+    rows, faults = judged.rows, judged.faults
     strangers = np.flatnonzero(faults == _UNKNOWN)
     _, first, counts = np.unique(rows.kinds[strangers], return_index=True, return_counts=True)
     alike = dict(zip(strangers[first].tolist(), counts.tolist(), strict=True))
     others = np.flatnonzero((faults != 0) & (faults != _UNKNOWN))
     lines: list[str] = []
     for i in sorted([*others.tolist(), *alike]):
-        picture = int(np.searchsorted(rows.offsets, i, "right")) - 1
-        height, width = rows.sizes[picture].tolist()
-        what = _FAULTS[faults[i]].format(width=width, height=height, classes=num_classes)
-        name = rows.names[rows.kinds[i]]
-        where = f"{rows.sources[picture]}: {convention.item} {rows.numbers[i]} ('{name}')"
-        values = zip(convention.keys, rows.boxes[i].tolist(), strict=True)
-        box = " ".join(f"{key}={value:.6g}" for key, value in values)
+        source = rows.sources[int(np.searchsorted(rows.offsets, i, "right")) - 1]
+        _, where, what = judged.fault(i)
         more = alike.get(i, 1) - 1
-        lines.append(f"{where}: {what}: {box}" + (f" (and {more} more of this class)" * bool(more)))
+        lines.append(
+            f"{source}: {where}: {what}" + f" (and {more} more of this class)" * bool(more)
+        )
     return lines

@@ -22,7 +22,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from triscale.data.build import Convention, Read, Rows, Scan, Seen, finish, look, size_problem
+from triscale.data.build import (
+    Convention,
+    Problem,
+    Read,
+    Rows,
+    Scan,
+    Seen,
+    finish,
+    look,
+    size_problem,
+)
 from triscale.data.index import PackedStrings, StringPacker
 from triscale.data.json_stream import CHUNK, read_lists
 from triscale.data.options import DataConfig
@@ -69,7 +79,7 @@ def scan_coco(
     add = {"images": pictures.add, "annotations": objects.add, "categories": categories.append}
     for key, entry in read_lists(annotations, [*add], what="a COCO annotation file", chunk=chunk):
         add[key](entry)
-    problems: list[str] = []
+    problems: list[Problem] = []
     names = _names(annotations, categories, problems)
     pictures.sort(problems)
     chosen = objects.choose(pictures, names, problems, config=config, evaluation=evaluation)
@@ -77,7 +87,9 @@ def scan_coco(
     rows = _join(pictures, objects, chosen, readable=readable, sizes=sizes, names=names)
     classes = tuple(dict.fromkeys(names.values()))
     drop_empty = config.skip_empty and not evaluation
-    return Scan(annotations.stem, _COCO, rows, problems, classes, drop_empty, seen)
+    return Scan(
+        annotations.stem, _COCO, rows, problems, classes, drop_empty, seen, str(annotations)
+    )
 
 
 def _to_xyxy(written: NDArray[np.float64], sizes: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -123,7 +135,7 @@ class _Images:
         self._sized.append(bool(height_width))
         self._said.extend(height_width or (0.0, 0.0))
 
-    def sort(self, problems: list[str]) -> None:
+    def sort(self, problems: list[Problem]) -> None:
         """Bring the arrays into the order of the ids, one row for each."""
         ids = np.array(self._ids, np.int64)
         order = np.argsort(ids, kind="stable")
@@ -139,9 +151,12 @@ class _Images:
                 self._lines.append((self._positions[row], line))
         order = order[fresh]
         self.ids, self.said = ids[order], self.said[order]
+        self.positions = np.array(self._positions, np.int64)[order]  # in the list, from 1
         self.named, self.sized = self.named[order], self.sized[order]
         self.paths, self.sources = self.paths.select(order), self.sources.select(order)
-        problems += [f"{self.annotations}: image {line}" for _, line in sorted(self._lines)]
+        for position, line in sorted(self._lines):
+            text = f"{self.annotations}: image {line}"
+            problems.append(Problem(text, "broken-image", self.annotations, position))
 
     def find(self, ids: NDArray[np.int64]) -> NDArray[np.int32]:
         """Where these ids are; -1: nowhere."""
@@ -222,7 +237,7 @@ class _Objects:
         self,
         images: _Images,
         names: Mapping[int, str],
-        problems: list[str],
+        problems: list[Problem],
         *,
         config: DataConfig,
         evaluation: bool,
@@ -233,18 +248,21 @@ class _Objects:
         kinds = ranks_by_kind[_view(self._kinds)]
         places = images.find(_view(self._images))
         usable = (places >= 0) & (kinds >= 0)
-        lines: list[tuple[int, int, str]] = []
+        # the row, whether it is one itself or lies before it, the kind and the line
+        lines: list[tuple[int, int, str, str]] = []
         categories = list(self._categories)
         for row in np.flatnonzero(~usable).tolist():
             image, category = self._images[row], categories[self._kinds[row]]
             what = _strange(image, category, images, names)
-            lines.append((row, 1, f"annotation {self.numbers[row]}: {what}"))
+            line = f"annotation {self.numbers[row]}: {what}"
+            lines.append((row, 1, "broken-object", line))
         for row, number, image, category, line in self._broken:
             if line:
                 what = _strange(image, category, images, names) or line
-                lines.append((row, 0, f"annotation {number}: {what}"))
+                lines.append((row, 0, "broken-object", f"annotation {number}: {what}"))
             else:
-                lines.append((row, 0, f"annotation number {number}: expected a JSON object"))
+                what = f"annotation number {number}: expected a JSON object"
+                lines.append((row, 0, "broken-object", what))
         if not evaluation:
             areas = _view(self.areas)
             usable &= ~_view(self._ignore).astype(np.bool_)
@@ -253,10 +271,17 @@ class _Objects:
             for row in np.flatnonzero(usable & (areas <= 0)).tolist():
                 what = f"('{names[categories[self._kinds[row]]]}'): area is {areas[row]:g}"
                 source = images.sources[int(places[row])].removeprefix(f"{images.annotations}: ")
-                lines.append((row, 1, f"{source}: annotation {self.numbers[row]} {what}"))
+                line = f"{source}: annotation {self.numbers[row]} {what}"
+                lines.append((row, 1, "no-area", line))
             usable &= ~(areas <= 0) & ~(areas < config.min_object_area)
         lines.sort(key=lambda line: line[:2])  # as in the file
-        problems += [f"{images.annotations}: {line}" for _, _, line in lines]
+        before = np.array([row for row, *_ in self._broken], np.int64)
+        num_broken = 0
+        for row, own, kind, line in lines:
+            others = int(np.searchsorted(before, row, "right")) if own else num_broken
+            num_broken += not own
+            text, position = f"{images.annotations}: {line}", row + others + 1
+            problems.append(Problem(text, kind, images.annotations, position))
         rows = np.flatnonzero(usable).astype(np.int32)
         return _Chosen(rows, places[rows], kinds[rows])
 
@@ -275,18 +300,20 @@ def _area(box: Sequence[float]) -> float:
     return area if abs(area) <= _MAX_AREA else math.nan
 
 
-def _names(annotations: Path, entries: Sequence[Any], problems: list[str]) -> dict[int, str]:
+def _names(annotations: Path, entries: Sequence[Any], problems: list[Problem]) -> dict[int, str]:
     """The names of the categories, sorted by id."""
     names: dict[int, str] = {}
     for position, entry in enumerate(entries, 1):
         key = entry.get("id") if isinstance(entry, dict) else None
         if type(key) is not int:
-            problems.append(f"{annotations}: category number {position}: no whole number as 'id'")
+            line = f"{annotations}: category number {position}: no whole number as 'id'"
+            problems.append(Problem(line, "broken-category", annotations, position))
             continue
         name = entry.get("name", key)
         name = name if isinstance(name, str) else reprlib.repr(name)
         if names.setdefault(key, name) != name:  # the same entry twice does no harm
-            problems.append(f"{annotations}: category {key}: two different entries have this id")
+            line = f"{annotations}: category {key}: two different entries have this id"
+            problems.append(Problem(line, "broken-category", annotations, position))
     return dict(sorted(names.items()))
 
 
@@ -300,11 +327,13 @@ def _strange(image: Any, category: Any, images: _Images, names: Mapping[int, str
 
 
 def _look_at(
-    images: _Images, problems: list[str], root: DataRoot | None
+    images: _Images, problems: list[Problem], root: DataRoot | None
 ) -> tuple[NDArray[np.bool_], NDArray[np.int32], Seen]:
     """Of the n sorted pictures: (n,) whether it can be used, (n, 2) height and width."""
     for row in np.flatnonzero(~images.named):
-        problems.append(f"{images.annotations}: image {images.ids[row]}: no text as 'file_name'")
+        line = f"{images.annotations}: image {images.ids[row]}: no text as 'file_name'"
+        position = int(images.positions[row])
+        problems.append(Problem(line, "broken-image", images.annotations, position))
     usable, sizes = np.zeros(len(images.ids), np.bool_), np.zeros((len(images.ids), 2), np.int32)
     states = [np.zeros((0, 2), np.int64)]
     named = np.flatnonzero(images.named)
@@ -312,16 +341,20 @@ def _look_at(
     for start in range(0, len(named), _BLOCK):
         block = paths[start : start + _BLOCK]
         states.append(look(block))  # before they are opened: a later change must be noticed
-        for i, size in enumerate(picture_sizes([Path(path) for path in block], root), start):
+        block_sizes = picture_sizes([Path(path) for path in block], root)
+        for i, (path, size) in enumerate(zip(block, block_sizes, strict=True), start):
             row = named[i]
+            position = int(images.positions[row])
             if isinstance(size, UserError):
-                problems.append(str(size))
+                problems.append(Problem(str(size), "broken-picture", path, position, path))
                 continue
             height, width = images.said[row].tolist()
             said = (height, width) if images.sized[row] else None
             line = size_problem(said, size)
             if line:
-                problems.append(f"{images.sources[int(row)]}: {line}")
+                text = f"{images.sources[int(row)]}: {line}"
+                kind = "wrong-size" if said else "no-size"
+                problems.append(Problem(text, kind, images.annotations, position, path))
             usable[row] = said in (None, size)  # else the boxes belong to some other picture
             sizes[row] = size
     return usable, sizes, Seen(paths, np.concatenate(states), images.folders)

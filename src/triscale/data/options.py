@@ -15,6 +15,7 @@ class DataConfig:
     path: str = ""  # the data set; DATA on the command line
     train: str = ""  # split(s) to train on, joined by '+'; empty: found by looking
     val: str = ""  # split(s) to validate on
+    holdout: float = 0.1  # part of the training split held out where there is no other; 0: none
     classes: tuple[str, ...] = ()  # empty: from the data
     index_cache: bool = True  # COCO: keep a large set, once opened, in ~/.cache/triscale/index
     cache: Literal["", "ram", "disk"] = ""  # keep decoded pictures; see decoded.py
@@ -28,6 +29,8 @@ class DataConfig:
     min_object_area: float = 0.0  # COCO, training: leave out smaller objects (mask area in px)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.holdout <= 0.5:
+            raise UserError(f"data.holdout: expected a part from 0 to 0.5, got {self.holdout}")
         for name in ("cache_gib", "num_samples", "min_object_area"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"data.{name}: expected at least 0, got {getattr(self, name)}")

@@ -249,20 +249,39 @@ def _png_header(stream: BinaryIO) -> tuple[int, int, int]:
     raise ValueError(f"PNG with more than {_MAX_CHUNKS:,} chunks")
 
 
+def without_orientation(jpeg: bytes) -> bytes:
+    """A JPEG whose EXIF says that it is upright as it is stored; all else stays."""
+    start = jpeg.find(b"Exif\0\0") + 6
+    found = _orientation_entry(jpeg[start : start + (1 << 16)]) if start >= 6 else None
+    if found is None:
+        return jpeg
+    order, entry = found
+    place = start + entry + 8  # behind tag, type and count
+    return jpeg[:place] + struct.pack(order + "H", 1) + jpeg[place + 2 :]
+
+
 def _orientation(tiff: bytes) -> int:
-    """EXIF's orientation tag, 1..8, from a TIFF block (TIFF 6.0, section 2); 0 if it has none."""
+    """EXIF's orientation tag, 1..8, from a TIFF block; 0 if it has none."""
+    found = _orientation_entry(tiff)
+    if found is None:
+        return 0
+    order, entry = found
+    return struct.unpack_from(order + "8xH", tiff, entry)[0]
+
+
+def _orientation_entry(tiff: bytes) -> tuple[str, int] | None:
+    """The byte order of a TIFF block (TIFF 6.0, section 2), and where its orientation stands."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None or len(tiff) < 10:
-        return 0
+        return None
     (start,) = struct.unpack_from(order + "I", tiff, 4)
     if start + 2 > len(tiff):
-        return 0
+        return None
     (count,) = struct.unpack_from(order + "H", tiff, start)
     for entry in range(start + 2, min(start + 2 + 12 * count, len(tiff) - 11), 12):
-        tag, value = struct.unpack_from(order + "H6xH", tiff, entry)
-        if tag == _EXIF_ORIENTATION:
-            return value
-    return 0
+        if struct.unpack_from(order + "H", tiff, entry)[0] == _EXIF_ORIENTATION:
+            return order, entry
+    return None
 
 
 def _other_header(stream: BinaryIO) -> tuple[int, int, int]:

@@ -2,9 +2,10 @@
 
 Two layouts are read: a VOCdevkit with years (`VOC2007/`, `VOC2012/`; splits like `2007_trainval`)
 and a single folder as labelling tools write it (`Annotations/ JPEGImages/ ImageSets/Main/`; splits
-like `trainval`). Splits are joined by '+'. Everingham et al., "The PASCAL Visual Object Classes
-Challenge", IJCV 2010; boxes are 1-based and include their last pixel (VOC2007 development kit,
-section 4). The XML may come from anywhere, so a DTD, the way to entity attacks, is refused.
+like `trainval`; without lists of pictures all of them are the split `all`). Splits are joined by
+'+'. Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010; boxes are 1-based
+and include their last pixel (VOC2007 development kit, section 4). The XML may come from anywhere,
+so a DTD, the way to entity attacks, is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triscale.config import shown
-from triscale.data.build import Convention, Found, Picture, Read, Scan, finish, size_problem
+from triscale.data.build import (
+    Convention,
+    Found,
+    Picture,
+    Problem,
+    Read,
+    Scan,
+    finish,
+    size_problem,
+)
 from triscale.data.classes import VOC_CLASSES
 from triscale.data.options import DataConfig
 from triscale.data.pictures import PICTURE_SUFFIXES, picture_sizes
@@ -31,6 +41,7 @@ from triscale.files import read_lines, read_regular
 MAX_XML_BYTES = 10_000_000
 _MAX_XML_TAGS = 1_500_000  # a parsed tag takes a hundred bytes and more
 _MAX_LIST_BYTES = 1 << 30
+_ALL = "all"  # the split of what has an annotation, in a folder without lists
 _MAX_NAME = 200  # characters of a class name
 _KEYS = ("xmin", "ymin", "xmax", "ymax")
 # What expat knows by itself, and tables of 256 characters. Python's other codecs may warn.
@@ -60,30 +71,35 @@ def voc_classes(names: tuple[str, ...]) -> tuple[str, ...]:
 def voc_splits(root: Path) -> tuple[str, str] | None:
     """The usual (training, validation) splits, '' where there is none; None if it isn't VOC."""
     if _is_voc_folder(root):
-        lists = _lists(root)
-        return _pair([s for s in lists if s == "trainval"], [s for s in lists if s == "test"]) or (
-            "train" if "train" in lists else "",
-            "val" if "val" in lists else "",
-        )
-    years = sorted(f.name[3:] for f in root.glob("VOC[0-9]*") if _is_voc_folder(f))
-    if not years:
-        return None
-    found = {(year, split) for year in years for split in _lists(root / f"VOC{year}")}
-
-    def named(split: str) -> list[str]:
-        return [f"{year}_{split}" for year in years if (year, split) in found]
-
-    tests = named("test")
+        found = {split: [split] for split in _lists(root)}
+    else:
+        found: dict[str, list[str]] = {}
+        years = sorted(f.name[3:] for f in root.glob("VOC[0-9]*") if _is_voc_folder(f))
+        if not years:
+            return None
+        for year in years:
+            for split in _lists(root / f"VOC{year}"):
+                found.setdefault(split, []).append(f"{year}_{split}")
+    train, val, trainval, tests = (
+        found.get(word, []) for word in ("train", "val", "trainval", "test")
+    )
     # VOC2007's test set is the one whose labels are public and that results are quoted on.
     test = [s for s in tests if s == "2007_test"] or tests[-1:]
-    return _pair(named("trainval"), test) or ("+".join(named("train")), "+".join(named("val")))
+    if trainval and test:
+        train, val = trainval, test
+    elif train:
+        val = val or test
+    elif not val:  # trainval would hold it
+        others = [names for split, names in found.items() if split != "test"]
+        train, val = trainval or (others[0] if len(others) == 1 else []), test
+    return "+".join(train), "+".join(val)
 
 
 def scan_voc(root: Path, splits: str, *, outside: bool = False) -> Scan:
     """Everything that the splits hold, classes by name; `outside`: links may leave `root`."""
     holder = DataRoot(root, outside=outside)
     pictures: list[Picture] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     for split in splits.split("+"):
         folder, list_name = _locate(root, split.strip())
         _scan_list(folder, list_name, holder, pictures, problems)
@@ -102,15 +118,16 @@ _VOC = Convention("object", _KEYS, _to_xyxy, min_side=1.0)
 
 
 def _is_voc_folder(folder: Path) -> bool:
-    return (folder / "Annotations").is_dir() and (folder / "ImageSets" / "Main").is_dir()
+    if not (folder / "Annotations").is_dir():
+        return False
+    return (folder / "ImageSets" / "Main").is_dir() or _lists(folder) == [_ALL]
 
 
 def _lists(folder: Path) -> list[str]:
-    return sorted(f.stem for f in (folder / "ImageSets" / "Main").glob("*.txt"))
-
-
-def _pair(train: list[str], val: list[str]) -> tuple[str, str] | None:
-    return ("+".join(train), "+".join(val)) if train and val else None
+    """The names of the lists of pictures; _ALL where there is none."""
+    found = sorted(f.stem for f in (folder / "ImageSets" / "Main").glob("*.txt"))
+    bare = not found and (folder / "JPEGImages").is_dir()
+    return [_ALL] if bare and any((folder / "Annotations").glob("*.xml")) else found
 
 
 def _locate(root: Path, split: str) -> tuple[Path, str]:
@@ -124,33 +141,42 @@ def _locate(root: Path, split: str) -> tuple[Path, str]:
 
 
 def _scan_list(
-    folder: Path, split: str, root: DataRoot, pictures: list[Picture], problems: list[str]
+    folder: Path, split: str, root: DataRoot, pictures: list[Picture], problems: list[Problem]
 ) -> None:
     for needed in (folder / "JPEGImages", folder / "Annotations", _list_path(folder, split)):
         root.require(needed)
     files = _picture_files(folder / "JPEGImages")
     names = _read_list(folder, split, files)
-    absent = [f"{folder}/JPEGImages/{n}.jpg: no such picture" for n in names if n not in files]
-    problems.extend(absent)
+    for name in names:
+        if name not in files:
+            path = f"{folder}/JPEGImages/{name}.jpg"
+            line = f"{path}: no such picture"
+            problems.append(Problem(line, "missing-picture", path, picture=path))
     names = [name for name in names if name in files]
     for name, size in zip(names, picture_sizes([files[n] for n in names], root), strict=True):
+        picture = files[name]
         if isinstance(size, UserError):
-            problems.append(str(size))
+            problems.append(Problem(str(size), "broken-picture", picture, picture=picture))
             continue
         source = folder / "Annotations" / f"{name}.xml"
         root.require(source)
         try:
             labels = _read_xml(read_regular(source, limit=MAX_XML_BYTES))
         except UserError as error:
-            problems.append(str(error))
+            problems.append(Problem(str(error), "broken-labels", source, picture=picture))
             continue
-        problems.extend(f"{source}: {line}" for line in labels.problems)
+        kind = "broken-object" if labels.usable else "broken-labels"
+        problems.extend(
+            Problem(f"{source}: {line}", kind, source, number, picture)
+            for number, line in labels.problems
+        )
         if labels.usable:
             line = size_problem(labels.size, size)
             if line:
-                problems.append(f"{source}: {line}")
+                kind = "wrong-size" if labels.size else "no-size"
+                problems.append(Problem(f"{source}: {line}", kind, source, picture=picture))
             if labels.size in (None, size):  # else the boxes belong to some other picture
-                pictures.append(Picture(str(files[name]), name, size, str(source), labels.objects))
+                pictures.append(Picture(str(picture), name, size, str(source), labels.objects))
 
 
 def _list_path(folder: Path, split: str) -> Path:
@@ -159,6 +185,8 @@ def _list_path(folder: Path, split: str) -> Path:
 
 def _read_list(folder: Path, split: str, files: Mapping[str, Path]) -> list[str]:
     path = _list_path(folder, split)
+    if split == _ALL and _lists(folder) == [_ALL] and not path.exists():
+        return sorted(file.stem for file in (folder / "Annotations").glob("*.xml"))
     try:
         lines = [line.strip() for line in read_lines(path, limit=_MAX_LIST_BYTES)]
     except UserError as error:
@@ -193,31 +221,34 @@ def _picture_files(folder: Path) -> dict[str, Path]:
 class _Labels(NamedTuple):
     size: tuple[float, float] | None  # height, width as the file says
     objects: list[Found]
-    problems: list[str]
+    problems: list[tuple[int, str]]  # with the number of the object; 0: of the file
     usable: bool = True
 
 
 def _read_xml(data: bytes) -> _Labels:
     try:
-        root = _parse(data)
+        root = parse_xml(data)
     # ValueError and LookupError: an encoding that Python doesn't know.
     except (expat.ExpatError, ValueError, LookupError) as error:
-        return _Labels(None, [], [f"not an XML file that can be read ({error})"], usable=False)
+        return _Labels(None, [], [(0, f"not an XML file that can be read ({error})")], usable=False)
     if root.tag != "annotation":
-        return _Labels(None, [], [f"expected <annotation>, found <{root.tag:.80}>"], usable=False)
+        return _Labels(
+            None, [], [(0, f"expected <annotation>, found <{root.tag:.80}>")], usable=False
+        )
     objects: list[Found] = []
-    problems: list[str] = []
+    problems: list[tuple[int, str]] = []
     # Only children, never descendants: a person's <part>s have names and boxes of their own.
     for number, element in enumerate(root.findall("object"), 1):
         found = _read_object(element, number)
         if isinstance(found, str):
-            problems.append(found)
+            problems.append((number, found))
         else:
             objects.append(found)
     return _Labels(_read_size(root), objects, problems)
 
 
-def _parse(data: bytes) -> ElementTree.Element:
+def parse_xml(data: bytes) -> ElementTree.Element:
+    """The tree of an XML file; ValueError, LookupError or ExpatError for what is refused."""
     if data.count(b"<") > _MAX_XML_TAGS:
         raise ValueError(f"more than {_MAX_XML_TAGS:,} tags")
     builder = ElementTree.TreeBuilder()

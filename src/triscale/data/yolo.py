@@ -4,8 +4,9 @@ The format of Darknet (https://github.com/pjreddie/darknet, since 2016) and of t
 it. The four numbers are fractions of the picture's width and height. A row of an odd number of
 values from 7 on is a class and a polygon; it counts as the polygon's bounding box. The labels of
 `.../images/a.jpg` are in `.../labels/a.txt`; a picture without that file has no objects. A split is
-a folder of pictures, a list file, or a key of `data.yaml`, of which only the entries `path train
-val test names nc` are read (a `download` command certainly isn't).
+a folder of pictures, a list file, `all` for the pictures right in the folder of the data set, or a
+key of `data.yaml`, of which only the entries `path train val test names nc` are read (a `download`
+command certainly isn't).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import yaml
 from numpy.typing import NDArray
 
 from triscale.config import shown
-from triscale.data.build import Convention, Found, Picture, Read, Scan, finish
+from triscale.data.build import Convention, Found, Picture, Problem, Read, Scan, finish
 from triscale.data.classes import require_names
 from triscale.data.options import DataConfig
 from triscale.data.pictures import PICTURE_SUFFIXES, picture_sizes
@@ -32,6 +33,7 @@ _MAX_YAML_BYTES = 1 << 18  # Open Images' 600 names take 10 kB; PyYAML takes sec
 _MAX_LABEL_BYTES = 10_000_000
 _MAX_LIST_BYTES = 1 << 30
 _MAX_CLASSES = 100_000  # where the numbers are all that there is
+_ALL = "all"  # the split of the pictures right in the folder of the data set
 _SPLIT_WORDS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 
 
@@ -82,10 +84,15 @@ def yolo_source(root: Path, *, outside: bool = False) -> YoloSource:
 def yolo_splits(source: YoloSource) -> tuple[str, str] | None:
     """The usual (training, validation) splits, '' where there is none; None if neither exists."""
     found = {
-        role: next((word for word in words if _places(source, word)), "")
+        role: next((word for word in words if split_places(source, word)), "")
         for role, words in _SPLIT_WORDS.items()
     }
-    return (found["train"], found["val"]) if any(found.values()) else None
+    if any(found.values()):
+        return found["train"], found["val"]
+    for place, split in ((source.root / "images", "images"), (source.root, _ALL)):
+        if any(label_path(picture).exists() for picture in _pictures_in(place)):
+            return split, ""
+    return None
 
 
 def scan_yolo(
@@ -101,18 +108,18 @@ def scan_yolo(
     parts = [part.strip() for part in split.split("+")]
     paths = [path for part in parts for path in _picture_paths(source, part, root)]
     pictures: list[Picture] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     num_files = 0
     for path, size in zip(paths, picture_sizes(paths, root), strict=True):
         if isinstance(size, UserError):
-            problems.append(str(size))
+            problems.append(Problem(str(size), "broken-picture", path, picture=path))
             continue
-        labels = _label_path(path)
+        labels = label_path(path)
         # A link that leads nowhere isn't the same as no file: its labels are missing.
         if os.path.lexists(labels):
             root.require(labels)
             num_files += 1
-            objects = _read_rows(labels, names, problems)
+            objects = _read_rows(labels, names, problems, picture=path)
         else:
             objects = []
         if objects is not None:
@@ -120,7 +127,7 @@ def scan_yolo(
     if pictures and not num_files:  # a wrong folder looks like a set of empty pictures
         raise UserError(
             f"{split}: none of its {len(pictures)} pictures has a label file; "
-            f"looked for {_label_path(paths[0])} and so on"
+            f"looked for {label_path(paths[0])} and so on"
         )
     if not names:
         used = {int(found.name) for picture in pictures for found in picture.objects}
@@ -195,7 +202,15 @@ def _is_name(name: object) -> bool:
     return isinstance(name, str) or (type(name) is int and name.bit_length() <= 64)
 
 
-def _places(source: YoloSource, split: str) -> list[Path]:
+def _pictures_in(folder: Path) -> list[Path]:
+    """What is named like a picture right in `folder`, sorted."""
+    try:
+        return sorted(f for f in folder.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES)
+    except (OSError, ValueError):  # no folder, or no name of one
+        return []
+
+
+def split_places(source: YoloSource, split: str) -> list[Path]:
     """The folders and list files of a split; empty if there is no such split."""
     root = source.root
     if split in source.splits:
@@ -212,7 +227,9 @@ def _existing(root: Path, place: str) -> Path | None:
 
 
 def _picture_paths(source: YoloSource, split: str, root: DataRoot) -> list[Path]:
-    places = _places(source, split)
+    places = split_places(source, split)
+    if not places and split == _ALL:  # not what is below: a run's pictures may be there
+        return _pictures_in(source.root)
     if not places:
         raise UserError(
             f"{source.root}: no split {shown(split)} (no such key, folder or list file)"
@@ -255,7 +272,7 @@ def _refuse_folder(error: OSError) -> None:
     raise UserError(f"{error.filename}: can't be read ({error.strerror})") from error
 
 
-def _label_path(picture: Path) -> Path:
+def label_path(picture: Path) -> Path:
     """`images` becomes `labels` in the path; without `images` the labels are beside the picture."""
     parts = list(picture.parts)
     for i in range(len(parts) - 2, -1, -1):
@@ -265,19 +282,22 @@ def _label_path(picture: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _read_rows(path: Path, names: tuple[str, ...], problems: list[str]) -> list[Found] | None:
+def _read_rows(
+    path: Path, names: tuple[str, ...], problems: list[Problem], *, picture: Path
+) -> list[Found] | None:
     """The objects of a label file; None if it can't be read."""
     try:
         rows = read_lines(path, limit=_MAX_LABEL_BYTES)
     except UserError as error:
-        problems.append(str(error))
+        problems.append(Problem(str(error), "broken-labels", path, picture=picture))
         return None
     objects: list[Found] = []
     for number, row in enumerate(rows, 1):
         if row.strip():
             found = _read_row(row, number, names)
             if isinstance(found, str):
-                problems.append(f"{path}: line {number}: {found}")
+                line = f"{path}: line {number}: {found}"
+                problems.append(Problem(line, "broken-object", path, number, picture))
             else:
                 objects.append(found)
     return objects

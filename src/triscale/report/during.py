@@ -1,0 +1,96 @@
+"""The report of a run that is under way: kept up to date, at a price that stays small.
+
+What was found is written after each validation, the page only where the time since the last one
+makes its cost a few percent, and at the end in any case.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import triscale
+from triscale.errors import UserError
+from triscale.evaluation import Evaluation
+from triscale.report.found import BEST, LAST, Found, save_found
+
+SHARE = 0.03  # of a run's time, at most, that goes into its pages
+
+
+@dataclass
+class Pace:
+    """When the last page of this process was done, and what it cost."""
+
+    done: float = -math.inf  # time.monotonic()
+    seconds: float = 0.0
+
+    def is_due(self) -> bool:
+        """Whether a page may be written again."""
+        return time.monotonic() - self.done >= self.seconds / SHARE
+
+
+def keep_up(
+    folder: Path,
+    found: Found,
+    *,
+    is_best: bool,
+    is_last: bool,
+    pace: Pace,
+    say: Callable[[str], None],
+) -> None:
+    """Write what a validation found into the folder of its run and, if it is time, the page.
+
+    A disk that fails ends the run, as with all of its files; whatever else goes wrong with the page
+    is said, and the run goes on.
+    """
+    save_found(folder / LAST, found)
+    if is_best:
+        save_found(folder / BEST, found)
+    if not (is_last or pace.is_due()):
+        return
+    began = time.monotonic()
+    try:
+        from triscale.report.build import NAME, write_report  # here: it loads the drawing library
+        from triscale.report.story import read_story
+
+        write_report(read_story(folder), folder / NAME)
+    except OSError:
+        raise
+    except Exception as error:  # a page isn't worth a run
+        lines = str(error).splitlines() or [type(error).__name__]
+        what = lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
+        say(f"no report.html this time ({what}); triscale report {folder} makes one")
+    pace.done = time.monotonic()
+    pace.seconds = pace.done - began
+
+
+def describe_validation(
+    evaluation: Evaluation,
+    *,
+    seconds: float,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What is known about a validation besides its detections, as JSON."""
+    logged = evaluation.to_json()
+    on_gpu = device.type == "cuda"
+    return {
+        "metric": evaluation.metric,
+        "mAP": logged["mAP"],
+        "per_class": logged["per_class"],
+        "validation_seconds": seconds,
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"CPU ({platform.machine()})",
+        "versions": (
+            f"triscale {triscale.__version__}, torch {torch.__version__}, "
+            f"Python {platform.python_version()}"
+        ),
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in KiB
+        "gpu_memory": torch.cuda.max_memory_allocated(device) if on_gpu else 0,
+    }

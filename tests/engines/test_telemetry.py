@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,13 @@ def test_the_watcher_sees_what_would_be_sent(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     assert tried(WATCH + USE, tmp_path) >= {"socket.getaddrinfo"}
     assert (tmp_path / "intel").is_dir()
+
+
+def test_nobody_forgets() -> None:
+    """Each `import openvino` of ours comes after the call."""
+    paths = [path for path in SRC.rglob("*.py") if path.name != "telemetry.py"]
+    for path in paths:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        for before, line in pairwise(lines):
+            if re.match("(import|from) (openvino|nncf)", line):
+                assert before == "refuse_telemetry()", path

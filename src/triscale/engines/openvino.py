@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from triscale.detections import Detections
 from triscale.engines.header import Header, read_header, require_usable, unpacked
+from triscale.engines.telemetry import refuse_telemetry
 from triscale.errors import UserError
 from triscale.pixels import Fit
 
@@ -27,6 +28,7 @@ class OpenVinoEngine:
         precision: Literal["fp32", "bf16", "auto"] = "fp32",
         threads: int | None = None,
     ) -> None:
+        refuse_telemetry()
         import openvino
 
         core: Any = openvino.Core()

@@ -1,7 +1,6 @@
 """OpenVINO's form: a folder with the network (.xml), its weights (.bin) and what it says of itself.
 
-Read from the ONNX file, so that both are one network. OpenVINO's Python converter would report its
-use; the reader that is called here is its C++ core, which doesn't.
+Read from the ONNX file, so that both are one network.
 """
 
 from __future__ import annotations
@@ -13,11 +12,13 @@ from typing import Any
 
 from triscale.engines.header import Header
 from triscale.engines.openvino import SECTION, xml_of
+from triscale.engines.telemetry import refuse_telemetry
 from triscale.errors import UserError
 
 
 def write_openvino(folder: Path, onnx: Path, *, header: Header, half: bool) -> None:
     """Write the network of an ONNX file as `folder`, which must not be there."""
+    refuse_telemetry()
     import openvino
 
     model: Any = openvino.Core().read_model(onnx)

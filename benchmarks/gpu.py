@@ -59,7 +59,7 @@ from triscale.demo.scenes import write_scenes
 from triscale.distributed import Processes
 from triscale.model.compiled import compiling
 from triscale.model.folded import fold
-from triscale.pixels import network_input
+from triscale.normalise import network_input
 from triscale.recipe import load_recipe
 from triscale.training import make_plan
 from triscale.types import Batch

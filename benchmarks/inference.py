@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from triscale.decode import detect, detections
 from triscale.model.folded import faster_precision, fold
 from triscale.model.yolo import ModelConfig, build_model
-from triscale.pixels import InputConfig, network_input
+from triscale.normalise import network_input
+from triscale.pixels import InputConfig
 from triscale.predict import Detector
 from triscale.weights.contents import WeightsInfo
 from triscale.weights.formats import load_weights
@@ -122,21 +123,26 @@ def compared(
 def stages(network: str, batch: int, detectors: dict[str, Detector], *, rounds: int) -> list[Row]:
     """A row per stage of a call; the network's is there for each of its forms."""
     drawn, detector = pictures(batch), detectors["fp32"]
-    size, fit = (detector.info.size, detector.info.size), detector.info.input.fit
-    grid = detector.model.grid(size)
+    size, fit = (
+        (detector.engine.info.size, detector.engine.info.size),
+        detector.engine.info.input.fit,
+    )
+    grid = detector.engine.model.grid(size)
     with torch.inference_mode():
-        prepared = detector.prepare(drawn)
-        images = network_input(prepared, detector.info.input)
-        raw = detector.model(images)
+        prepared = detector.engine.batch(*detector.prepare(drawn))
+        images = network_input(prepared, detector.engine.info.input)
+        raw = detector.engine.model(images)
 
         def results() -> None:
-            decoded = detect(raw, grid, detector.decode)
+            decoded = detect(raw, grid, detector.engine.decode)
             detections(decoded, size, original_sizes=prepared.original_sizes, fit=fit)
 
         parts: dict[str, Callable[[], object]] = {
             "transform": partial(detector.prepare, drawn),
-            "input": partial(network_input, prepared, detector.info.input),
-            **{f"network, {name}": partial(d.model, images) for name, d in detectors.items()},
+            "input": partial(network_input, prepared, detector.engine.info.input),
+            **{
+                f"network, {name}": partial(d.engine.model, images) for name, d in detectors.items()
+            },
             "decode + NMS": results,
         }
         programs = {name: partial(seconds_of, part) for name, part in parts.items()}

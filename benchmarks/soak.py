@@ -33,7 +33,8 @@ from triscale.data.augment import AugmentConfig
 from triscale.data.index import Index, PackedStrings
 from triscale.data.loader import make_loader
 from triscale.data.plan import Plan, PlanSampler
-from triscale.pixels import InputConfig, network_input
+from triscale.normalise import network_input
+from triscale.pixels import InputConfig
 
 
 def main() -> int:

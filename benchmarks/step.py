@@ -30,8 +30,8 @@ from triscale.decode import decode_boxes
 from triscale.gradients import Gradients, Statistics
 from triscale.loss import yolo_loss
 from triscale.model.yolo import ModelConfig, YOLOv3, build_model
+from triscale.normalise import network_input
 from triscale.optim import parameter_groups
-from triscale.pixels import network_input
 from triscale.recipe import Recipe, load_recipe
 from triscale.sgd import SGD
 from triscale.step import batch_losses, keep_freed_memory

@@ -116,20 +116,20 @@ def test_every_picture_once_whatever_the_batch(batch_size: int, index: Index, tr
     """And the detections are those of the Detector, which knows no index."""
     detector = Detector(trained, device="cpu")
     seen: list[int] = []
-    detector.model.train()
+    detector.engine.model.train()
     result = evaluate(
-        detector.model,
+        detector.engine.model,
         index,
         size=64,
-        input_config=detector.info.input,
-        decode=detector.decode,
+        input_config=detector.engine.info.input,
+        decode=detector.engine.decode,
         batch_size=batch_size,
         on_batch=lambda: seen.append(1),
     )
-    assert detector.model.training, "the mode is given back"
+    assert detector.engine.model.training, "the mode is given back"
     assert result.images == len(result.detections) == len(index)
     assert len(seen) == -(-len(index) // batch_size)
-    detector.model.eval()
+    detector.engine.model.eval()
     for found, path in zip(result.detections, index.paths, strict=True):
         alone = detector(path)
         assert len(found.scores) > 0

@@ -55,7 +55,7 @@ def test_all_ways_to_the_detections_agree(
     assert data.val is not None
     measured = evaluate_weights(best, devkit, device="cpu")
     detector = Detector(best, device="cpu")
-    assert detector.model.anchors == weights.info.model.anchors
+    assert detector.engine.model.anchors == weights.info.model.anchors
     for i, path in enumerate(data.val.paths):
         alone = detector(path)
         assert_same(result.last.detections[i], alone)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from triscale.pixels import FILL, MEAN, STD, Fit, InputConfig, network_input, placement
+from triscale.normalise import network_input
+from triscale.pixels import FILL, MEAN, STD, Fit, InputConfig, placement
 from triscale.types import Batch
 
 

@@ -179,14 +179,15 @@ def test_precision(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = np.full((96, 96, 3), 99, np.uint8)
     full = Detector(weights, device="cpu")
     half = Detector(weights, device="cpu", precision="bf16")
-    assert (full.precision, half.precision) == ("fp32", "bf16")
+    assert (full.engine.precision, half.engine.precision) == ("fp32", "bf16")
     types = [
-        {c.dtype for c in d.model.modules() if isinstance(c, FoldedCell)} for d in (full, half)
+        {c.dtype for c in d.engine.model.modules() if isinstance(c, FoldedCell)}
+        for d in (full, half)
     ]
     assert types == [{torch.float32}, {torch.float32, torch.bfloat16}]
     assert half(picture).to_dicts() == full(picture).to_dicts()
-    monkeypatch.setattr("triscale.predict.faster_precision", lambda device: "bf16")
-    assert Detector(weights, device="cpu", precision="auto").precision == "bf16"
+    monkeypatch.setattr("triscale.engines.pytorch.faster_precision", lambda device: "bf16")
+    assert Detector(weights, device="cpu", precision="auto").engine.precision == "bf16"
 
 
 def test_folding_changes_no_detection(trained: Path, devkit: Path) -> None:
@@ -194,8 +195,8 @@ def test_folding_changes_no_detection(trained: Path, devkit: Path) -> None:
     picture = devkit / "VOC2007" / "JPEGImages" / "000001.jpg"
     detector = Detector(trained, device="cpu")
     found = detector(picture)
-    assert any(isinstance(module, FoldedCell) for module in detector.model.modules())
-    detector.model = load_weights(detector.path)[0]
+    assert any(isinstance(module, FoldedCell) for module in detector.engine.model.modules())
+    detector.engine.model = load_weights(detector.path)[0]
     plain = detector(picture)
     assert len(plain.scores) > 10
     np.testing.assert_allclose(found.scores, plain.scores, atol=1e-6)

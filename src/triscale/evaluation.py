@@ -22,7 +22,8 @@ from triscale.errors import UserError
 from triscale.metrics.coco import coco_ap
 from triscale.metrics.voc import PackedTruth, pack_detections, voc_ap
 from triscale.model.yolo import YOLOv3
-from triscale.pixels import InputConfig, network_input
+from triscale.normalise import network_input
+from triscale.pixels import InputConfig
 
 Metric = Literal["voc07", "voc", "coco"]
 

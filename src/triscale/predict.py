@@ -10,23 +10,15 @@ from pathlib import Path
 from typing import Literal, cast, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from triscale.config import build
 from triscale.data.augment import val_transform
-from triscale.data.loader import collate
 from triscale.data.pictures import read_picture
-from triscale.decode import DecodeConfig, detect, detections
 from triscale.detections import Detections
-from triscale.distributed import choose_device
+from triscale.engines import Engine
 from triscale.errors import UserError
-from triscale.model.folded import DTYPES, Precision, faster_precision, fold
-from triscale.pixels import network_input
-from triscale.types import Batch, Sample
-from triscale.weights.formats import cached, load_weights
-from triscale.weights.zoo import ZOO
+from triscale.types import Sample
 
 Picture = str | Path | NDArray[np.uint8] | Image.Image
 
@@ -35,8 +27,9 @@ class Detector:
     """Weights that are ready to use: `Detector("runs/mine")("picture.jpg")`.
 
     `weights` is a weights file of any format that weights/formats.py knows, a run folder (its best
-    weights), or the name of downloaded weights. `precision` is what the network computes in; `auto`
-    measures which is faster here. Raises UserError if the weights can't be read.
+    weights), the name of downloaded weights, or a file that `triscale export` wrote; with the last
+    torch isn't needed. `precision` is what the network computes in; `auto` measures which is faster
+    here; an exported file has its own. Raises UserError if the weights can't be read.
     """
 
     def __init__(
@@ -47,20 +40,12 @@ class Detector:
         precision: Literal["fp32", "bf16", "auto"] = "fp32",
     ) -> None:
         self.path = find_weights(Path(weights))
-        self.device = choose_device(device)
-        self.precision = _choose_precision(precision, self.device)
-        model, self.info = load_weights(self.path)
-        self.model = fold(model.to(self.device), dtype=DTYPES[self.precision])
-        self.decode = build(
-            DecodeConfig, self.info.recipe.get("decode", {}), where=f"{self.path}: decode"
-        )
-        self._size = (self.info.size, self.info.size)
-        self._grid = self.model.grid(self._size)
+        self.engine = _open(self.path, device=device, precision=precision)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The names that `Detections.labels` count."""
-        return self.info.classes
+        return self.engine.classes
 
     @overload
     def __call__(self, images: Picture, *, batch_size: int = 4) -> Detections: ...
@@ -82,23 +67,20 @@ class Detector:
 
     def batch(self, images: Sequence[Picture]) -> list[Detections]:
         """The detections in each of some pictures, computed together."""
-        batch = self.prepare(images)
-        with torch.inference_mode():
-            predictions = self.model(network_input(batch, self.info.input))
-            decoded = detect(predictions, self._grid, self.decode)
-        found = detections(
-            decoded, self._size, original_sizes=batch.original_sizes, fit=self.info.input.fit
-        )
+        if not images:
+            return []
         return [
             replace(one, classes=self.classes, picture=partial(read_pixels, image))
-            for one, image in zip(found, images, strict=True)
+            for one, image in zip(self.engine(*self.prepare(images)), images, strict=True)
         ]
 
-    def prepare(self, images: Sequence[Picture]) -> Batch:
-        """Some pictures at the network's size, on its device."""
-        fit = self.info.input.fit
-        samples = [val_transform(_sample(image), self._size, fit=fit) for image in images]
-        return collate(samples).to(self.device)
+    def prepare(self, images: Sequence[Picture]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Some pictures at the network's size (N, H, W, 3), and the sizes (N, 2) they have."""
+        samples = [_sample(image) for image in images]
+        sizes = np.array([sample.original_size for sample in samples], np.int64).reshape(-1, 2)
+        engine = self.engine
+        fitted = [val_transform(sample, engine.size, fit=engine.fit).image for sample in samples]
+        return np.stack(fitted), sizes
 
 
 def read_pixels(image: Picture) -> NDArray[np.uint8]:
@@ -117,12 +99,22 @@ def read_pixels(image: Picture) -> NDArray[np.uint8]:
     return pixels
 
 
+def is_exported(path: Path) -> bool:
+    """Whether `triscale export` writes files of that name."""
+    return path.suffix.lower() == ".onnx" or path.name.endswith("_openvino")
+
+
 def find_weights(path: Path) -> Path:
     """The weights file that `path` means: itself, the best (else the newest) of a run folder, or
     what was downloaded under that name."""
+    if is_exported(path) and path.exists():
+        return path
     if not path.is_dir():
         if path.is_file():
             return path
+        from triscale.weights.formats import cached
+        from triscale.weights.zoo import ZOO
+
         if downloaded := cached(str(path)):
             return downloaded
         hint = f"; get it with: triscale download {path}" if str(path) in ZOO else ""
@@ -139,14 +131,15 @@ def find_weights(path: Path) -> Path:
     return max(epochs, key=lambda file: int(re.split(r"[_.]", file.name)[1]))
 
 
-def _choose_precision(name: str, device: torch.device) -> Precision:
-    """The precision for fp32, bf16 or auto."""
-    if name == "auto":
-        return faster_precision(device)
-    for precision in DTYPES:
-        if name == precision:
-            return precision
-    raise UserError(f"precision: expected fp32, bf16 or auto, got '{name}'")
+def _open(path: Path, *, device: str, precision: Literal["fp32", "bf16", "auto"]) -> Engine:
+    """What runs the file."""
+    if path.suffix.lower() == ".onnx":
+        from triscale.engines.onnx import OnnxEngine
+
+        return OnnxEngine(path)
+    from triscale.engines.pytorch import TorchEngine
+
+    return TorchEngine(path, device=device, precision=precision)
 
 
 def _sample(image: Picture) -> Sample:

@@ -19,8 +19,10 @@ from triscale.config import apply_override, build, to_dict
 from triscale.data.open import Data, describe, open_dataset
 from triscale.data.options import DataConfig
 from triscale.decode import DecodeConfig
+from triscale.detections import Detections
+from triscale.engines.pytorch import TorchEngine
 from triscale.errors import UserError
-from triscale.evaluation import EvalConfig, Evaluation, choose_metric, evaluate
+from triscale.evaluation import EvalConfig, Evaluation, choose_metric, evaluate, score
 from triscale.log import Narrator, Volume
 from triscale.model.yolo import YOLOv3, build_model
 from triscale.pixels import InputConfig
@@ -128,8 +130,12 @@ def evaluate_weights(
     if size is not None:
         require_size(size, source="--size")
     detector = Detector(weights, device=device, precision=precision)
-    table = {key: dict(detector.info.recipe.get(key, {})) for key in ("data", "decode", "evaluate")}
-    table["input"] = to_dict(detector.info.input)
+    engine = detector.engine
+    table = {key: dict(engine.recipe.get(key, {})) for key in ("data", "decode", "evaluate")}
+    if isinstance(engine, TorchEngine):
+        table["input"] = to_dict(engine.info.input)
+    elif size is not None or any(text.startswith(("decode.", "input.")) for text in overrides):
+        raise UserError(f"{detector.path}: size, input and decoding of an exported file are fixed")
     for key in (
         *("path", "train", "val", "classes", "num_samples", "skip_bad", "outside"),
         *("index_cache", "cache", "cache_gib"),
@@ -152,19 +158,26 @@ def evaluate_weights(
         narrator.say(f"{opened.note}; --split names another")
     assert opened.val
     chosen = build(EvalConfig, table["evaluate"], where="evaluate")
+    measure = choose_metric(metric or chosen.metric, opened.format)
     with narrator:
         narrator.begin("evaluating", -(-len(opened.val) // batch_size))
+        if not isinstance(engine, TorchEngine):
+            found: list[Detections] = []
+            for start in range(0, len(opened.val), batch_size):
+                found += detector.batch(opened.val.paths[start : start + batch_size])
+                narrator.advance()
+            return score(found, opened.val, size=engine.size[0], metric=measure, config=chosen)
         return evaluate(
-            detector.model,
+            engine.model,
             opened.val,
-            size=size or detector.info.size,
-            metric=choose_metric(metric or chosen.metric, opened.format),
+            size=size or engine.info.size,
+            metric=measure,
             config=chosen,
             decode=build(DecodeConfig, table["decode"], where="decode"),
             input_config=build(InputConfig, table["input"], where="input"),
             batch_size=batch_size,
             workers=workers,
-            device=detector.device,
+            device=engine.device,
             on_batch=narrator.advance,
         )
 

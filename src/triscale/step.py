@@ -15,8 +15,8 @@ from triscale.gradients import Gradients, Statistics
 from triscale.heap import MOST, set_heap
 from triscale.loss import yolo_loss
 from triscale.model.yolo import YOLOv3
+from triscale.normalise import network_input
 from triscale.optim import state_tensors
-from triscale.pixels import network_input
 from triscale.progress import Run
 from triscale.recipe import Recipe
 from triscale.types import Batch, Losses

@@ -40,7 +40,8 @@ from triscale.data.cut import (
 from triscale.data.loader import collate
 from triscale.data.pictures import read_picture, reduced
 from triscale.errors import UserError
-from triscale.pixels import FILL, InputConfig, network_input
+from triscale.normalise import network_input
+from triscale.pixels import FILL, InputConfig
 
 TWO = [(10.0, 12.0, 60.0, 50.0), (30.0, 5.0, 70.0, 58.0)]
 

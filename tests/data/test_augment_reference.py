@@ -26,7 +26,8 @@ from triscale.assign import assign
 from triscale.data.augment import val_transform
 from triscale.data.cut import Geometry, cut, interpolation_for, move_boxes, resize
 from triscale.data.loader import collate
-from triscale.pixels import MEAN, STD, InputConfig, network_input
+from triscale.normalise import network_input
+from triscale.pixels import MEAN, STD, InputConfig
 from triscale.types import Sample
 
 pytestmark = pytest.mark.golden

@@ -27,7 +27,8 @@ from triscale.data.loader import DrawDataset, collate, load, make_loader, pad, r
 from triscale.data.pictures import read_picture
 from triscale.data.plan import Plan, PlanSampler, validation_draws
 from triscale.errors import UserError
-from triscale.pixels import InputConfig, network_input
+from triscale.normalise import network_input
+from triscale.pixels import InputConfig
 from triscale.types import Batch, Draw, Sample
 
 # What a mixup leaves if nothing else is random: the mix, resized.

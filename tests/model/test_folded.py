@@ -19,7 +19,7 @@ from triscale.model.darknet import Darknet
 from triscale.model.folded import DTYPES, FoldedCell, faster_precision, fold, speed_up
 from triscale.model.layers import ConvCell, yolo3_head
 from triscale.model.yolo import ModelConfig, YOLOv3, build_model, init_weights
-from triscale.pixels import network_input
+from triscale.normalise import network_input
 from triscale.predict import Detector
 from triscale.types import Predictions
 from triscale.weights.formats import load_weights
@@ -174,7 +174,8 @@ def test_detections_of_real_pictures(shared: Path) -> None:
     detector = Detector(shared / "weights" / "yolov3-tiny.weights", device="cpu")
     model, info = load_weights(detector.path)
     grid = make_grid(model.anchors, (info.size, info.size))
-    batch = detector.prepare(sorted((shared / "data" / "pictures").glob("*.jpg")))
+    pictures = sorted((shared / "data" / "pictures").glob("*.jpg"))
+    batch = detector.engine.batch(*detector.prepare(pictures))
     with torch.inference_mode():
         images = network_input(batch, info.input)
         plain, full, half = (

@@ -25,7 +25,8 @@ from triscale.distributed import Processes
 from triscale.errors import UserError
 from triscale.kmeans import shape_iou
 from triscale.model.yolo import YOLOv3
-from triscale.pixels import NORMALISATIONS, network_input
+from triscale.normalise import network_input
+from triscale.pixels import NORMALISATIONS
 from triscale.recipe import Recipe
 from triscale.training import make_plan
 from triscale.types import Batch, Draw, Predictions

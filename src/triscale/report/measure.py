@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 
 from triscale.data.open import open_dataset
+from triscale.engines.pytorch import TorchEngine
 from triscale.errors import UserError
 from triscale.evaluation import choose_metric, evaluate
 from triscale.log import Narrator
-from triscale.predict import Detector
+from triscale.predict import find_weights
 from triscale.report.during import describe_validation
 from triscale.report.found import BEST, Found, save_found
 from triscale.report.story import Story, read_story
@@ -21,30 +22,31 @@ def measure_again(story: Story, *, device: str, narrator: Narrator) -> Found:
     Raises UserError if there are no weights, or if the data are gone.
     """
     recipe = story.recipe
-    detector = Detector(story.folder, device=device)
+    weights = find_weights(story.folder)
+    engine = TorchEngine(weights, device=device)
     opened = open_dataset(
-        Path(recipe.data.path), recipe.data, classes=detector.classes, splits=("val",)
+        Path(recipe.data.path), recipe.data, classes=engine.classes, splits=("val",)
     )
     assert opened.val is not None  # asked for
     narrator.begin("measuring", -(-len(opened.val) // 8))
     began = time.perf_counter()
     evaluation = evaluate(
-        detector.model,
+        engine.model,
         opened.val,
-        size=detector.info.size,
-        input_config=detector.info.input,
+        size=engine.info.size,
+        input_config=engine.info.input,
         metric=choose_metric(recipe.evaluate.metric, opened.format),
         config=recipe.evaluate,
         decode=recipe.decode,
-        device=detector.device,
+        device=engine.device,
         on_batch=narrator.advance,
     )
     narrator.end()
-    best = story.best if detector.path.name == "best.safetensors" else None
+    best = story.best if weights.name == "best.safetensors" else None
     seconds = time.perf_counter() - began
-    about = describe_validation(evaluation, seconds=seconds, device=detector.device)
+    about = describe_validation(evaluation, seconds=seconds, device=engine.device)
     about |= {"epoch": best and best["epoch"], "step": best and best["step"]}
-    about["weights"] = detector.path.name
+    about["weights"] = weights.name
     found = Found(about, opened.val, evaluation.detections)
     if best:  # else nothing tells later which weights these are of
         save_found(story.folder / BEST, found)

@@ -1,0 +1,83 @@
+"""Weights of any format that weights/formats.py knows, run by torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from triscale.config import build
+from triscale.decode import DecodeConfig, detect, detections
+from triscale.detections import Detections
+from triscale.distributed import choose_device
+from triscale.errors import UserError
+from triscale.model.folded import DTYPES, Precision, faster_precision, fold
+from triscale.normalise import network_input
+from triscale.pixels import Fit, placement
+from triscale.types import Batch
+from triscale.weights.formats import load_weights
+
+
+class TorchEngine:
+    """An `Engine`; `precision` is what the network computes in, `auto` what is faster here."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str = "auto",
+        precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    ) -> None:
+        self.device = choose_device(device)
+        self.precision = _choose_precision(precision, self.device)
+        model, self.info = load_weights(path)
+        self.model = fold(model.to(self.device), dtype=DTYPES[self.precision])
+        self.decode = build(
+            DecodeConfig, self.info.recipe.get("decode", {}), where=f"{path}: decode"
+        )
+        self.classes = self.info.classes
+        self.fit: Fit = self.info.input.fit
+        self.recipe = self.info.recipe
+        self.size = (self.info.size, self.info.size)
+        self.name = f"torch {torch.__version__}, {self.precision}, {self.device}"
+        self._grid = self.model.grid(self.size)
+
+    def __call__(self, images: NDArray[np.uint8], sizes: NDArray[np.int64]) -> list[Detections]:
+        """See `Engine`."""
+        batch = self.batch(images, sizes)
+        with torch.inference_mode():
+            predictions = self.model(network_input(batch, self.info.input))
+            decoded = detect(predictions, self._grid, self.decode)
+        return detections(decoded, self.size, original_sizes=batch.original_sizes, fit=self.fit)
+
+    def batch(self, images: NDArray[np.uint8], sizes: NDArray[np.int64]) -> Batch:
+        """The pictures as a batch without labels, on the device."""
+        number = len(images)
+        places = np.array(
+            [placement((height, width), self.size, self.fit) for height, width in sizes.tolist()],
+            np.float32,
+        ).reshape(number, 4)
+        places[:, 2:] += places[:, :2]
+        return Batch(
+            images=torch.from_numpy(images),
+            boxes=torch.zeros(number, 0, 4),
+            labels=torch.zeros(number, 0, dtype=torch.int64),
+            weights=torch.zeros(number, 0),
+            image_ids=torch.zeros(number, dtype=torch.int64),
+            original_sizes=torch.from_numpy(sizes),
+            colour=torch.eye(3, 4).repeat(number, 1, 1),
+            rectangle=torch.from_numpy(places),
+        ).to(self.device)
+
+
+def _choose_precision(name: str, device: torch.device) -> Precision:
+    """The precision for fp32, bf16 or auto."""
+    if name == "auto":
+        return faster_precision(device)
+    for precision in DTYPES:
+        if name == precision:
+            return precision
+    raise UserError(f"precision: expected fp32, bf16 or auto, got '{name}'")

@@ -1,0 +1,1 @@
+"""Networks for other programs: one file with what comes before and after the network inside."""

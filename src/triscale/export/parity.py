@@ -1,0 +1,99 @@
+"""Whether an exported file finds what the network finds: the two beside each other, on pictures.
+
+Detections are matched, not compared by rank: two scores that differ in the seventh digit may change
+places. What can't be matched counts only where it is clearly above the threshold, because at it a
+rounding decides whether there is a detection at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from triscale.boxes import pairwise_iou
+from triscale.detections import Detections
+from triscale.errors import UserError
+
+
+class Tolerance(NamedTuple):
+    """What may differ."""
+
+    score: float
+    box: float  # pixels of the network input
+    unmatched: float = 0.002  # share of the detections: where two boxes overlap by just the limit
+
+
+# measured on yolov3-tiny and mobilenets on real pictures, then rounded up
+TOLERANCES = {
+    "fp32": Tolerance(1e-3, 0.1),
+    "resize": Tolerance(0.02, 1.0, 0.02),  # a grey level here and there
+    "fp16": Tolerance(0.03, 2.0, 0.02),
+}
+
+
+class Parity(NamedTuple):
+    """The largest differences between matched detections, and how many weren't matched."""
+
+    pictures: int
+    detections: int  # of the network
+    unmatched: int  # of either
+    score: float
+    box: float  # pixels of the network input
+
+    def require(self, tolerance: Tolerance, *, source: str) -> None:
+        """UserError if the differences are larger than they may be."""
+        allowed = int(tolerance.unmatched * self.detections) + 1
+        for what, found, most in (
+            ("scores differ by", self.score, tolerance.score),
+            ("boxes differ in pixels by", self.box, tolerance.box),
+            ("detections without a counterpart:", self.unmatched, allowed),
+        ):
+            if not found <= most:
+                raise UserError(
+                    f"{source}: doesn't find what the network finds: {what} {found:.4g}, at most "
+                    f"{most:.4g} is expected; the file isn't kept"
+                )
+
+
+def compare(
+    expected: Sequence[Detections],
+    found: Sequence[Detections],
+    *,
+    scales: Sequence[float],
+    threshold: float,
+    tolerance: Tolerance,
+) -> Parity:
+    """Detections of the same pictures beside each other.
+
+    `scales` are the pixels of the network input for one of each picture, `threshold` the least
+    score that both were asked for.
+    """
+    score = box = 0.0
+    unmatched = 0
+    for a, b, scale in zip(expected, found, scales, strict=True):
+        rows, columns = _matched(a, b)
+        if len(rows):
+            score = max(score, float(np.abs(a.scores[rows] - b.scores[columns]).max()))
+            box = max(box, float(np.abs(a.boxes[rows] - b.boxes[columns]).max()) * scale)
+        clear = threshold + 2 * tolerance.score
+        for one, used in ((a, rows), (b, columns)):
+            left = np.delete(one.scores, used)
+            # a full list ends where the score of its last row is, not at the threshold
+            least = max(clear, float(one.scores[-1]) + 2 * tolerance.score if len(one) else 0)
+            unmatched += int((left > least).sum())
+    return Parity(len(expected), sum(map(len, expected)), unmatched, score, box)
+
+
+def _matched(a: Detections, b: Detections) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of each that belong together: same class, overlapping by more than 0.9, best first."""
+    overlap = pairwise_iou(a.boxes, b.boxes) * (a.labels[:, None] == b.labels)
+    rows, columns = list[int](), list[int]()
+    for row in range(len(a)):
+        column = int(overlap[row].argmax()) if len(b) else 0
+        if len(b) and overlap[row, column] > 0.9:
+            rows.append(row)
+            columns.append(column)
+            overlap[:, column] = 0
+    return np.array(rows, np.int64), np.array(columns, np.int64)

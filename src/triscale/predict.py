@@ -18,6 +18,7 @@ from triscale.data.pictures import read_picture
 from triscale.detections import Detections
 from triscale.engines import Engine
 from triscale.errors import UserError
+from triscale.pixels import Fit
 from triscale.types import Sample
 
 Picture = str | Path | NDArray[np.uint8] | Image.Image
@@ -28,8 +29,9 @@ class Detector:
 
     `weights` is a weights file of any format that weights/formats.py knows, a run folder (its best
     weights), the name of downloaded weights, or a file that `triscale export` wrote; with the last
-    torch isn't needed. `precision` is what the network computes in; `auto` measures which is faster
-    here; an exported file has its own. Raises UserError if the weights can't be read.
+    torch isn't needed, and OpenVINO, else onnxruntime runs it: `engine.name` says which.
+    `precision` is what the network computes in; `auto` is what is faster here. Raises UserError if
+    the weights can't be read.
     """
 
     def __init__(
@@ -76,11 +78,16 @@ class Detector:
 
     def prepare(self, images: Sequence[Picture]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Some pictures at the network's size (N, H, W, 3), and the sizes (N, 2) they have."""
-        samples = [_sample(image) for image in images]
-        sizes = np.array([sample.original_size for sample in samples], np.int64).reshape(-1, 2)
-        engine = self.engine
-        fitted = [val_transform(sample, engine.size, fit=engine.fit).image for sample in samples]
-        return np.stack(fitted), sizes
+        return prepare(images, self.engine.size, fit=self.engine.fit)
+
+
+def prepare(
+    images: Sequence[Picture], size: tuple[int, int], *, fit: Fit
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Some pictures fitted into `size` (N, H, W, 3), and the sizes (N, 2) that they had."""
+    samples = [_sample(image) for image in images]
+    sizes = np.array([sample.original_size for sample in samples], np.int64).reshape(-1, 2)
+    return np.stack([val_transform(sample, size, fit=fit).image for sample in samples]), sizes
 
 
 def read_pixels(image: Picture) -> NDArray[np.uint8]:
@@ -132,14 +139,28 @@ def find_weights(path: Path) -> Path:
 
 
 def _open(path: Path, *, device: str, precision: Literal["fp32", "bf16", "auto"]) -> Engine:
-    """What runs the file."""
-    if path.suffix.lower() == ".onnx":
-        from triscale.engines.onnx import OnnxEngine
+    """The fastest of what is installed and runs the file."""
+    if not is_exported(path):
+        from triscale.engines.pytorch import TorchEngine
 
-        return OnnxEngine(path)
-    from triscale.engines.pytorch import TorchEngine
+        return TorchEngine(path, device=device, precision=precision)
+    from triscale.engines.header import require_usable
+    from triscale.engines.machine import is_here
+    from triscale.engines.onnx import OnnxEngine
+    from triscale.engines.openvino import OpenVinoEngine
 
-    return TorchEngine(path, device=device, precision=precision)
+    if device not in ("auto", "cpu"):
+        raise UserError(f"{path}: an exported file runs on the CPU here, not on '{device}'")
+    if path.is_dir() or is_here("openvino"):
+        engine = OpenVinoEngine(path, precision=precision)
+        if engine.header.precision == "int8" and not path.is_dir() and is_here("onnxruntime"):
+            engine = OnnxEngine(path)  # OpenVINO rounds this form worse: export/int8.py
+    elif precision == "bf16":
+        raise UserError(f"{path}: onnxruntime has no bf16 on CPUs; OpenVINO: pip install openvino")
+    else:
+        engine = OnnxEngine(path)
+    require_usable(engine.header, source=str(path))
+    return engine
 
 
 def _sample(image: Picture) -> Sample:

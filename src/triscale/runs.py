@@ -17,7 +17,7 @@ from triscale.checkpoint import has_state, load_state, require_unused
 from triscale.choosing import choose
 from triscale.config import apply_override, build, to_dict
 from triscale.data.open import Data, describe, open_dataset
-from triscale.data.options import DataConfig
+from triscale.data.options import DataConfig, for_measuring
 from triscale.decode import DecodeConfig
 from triscale.detections import Detections
 from triscale.engines.pytorch import TorchEngine
@@ -136,11 +136,7 @@ def evaluate_weights(
         table["input"] = to_dict(engine.info.input)
     elif size is not None or any(text.startswith(("decode.", "input.")) for text in overrides):
         raise UserError(f"{detector.path}: size, input and decoding of an exported file are fixed")
-    for key in (
-        *("path", "train", "val", "classes", "num_samples", "skip_bad", "outside"),
-        *("index_cache", "cache", "cache_gib"),
-    ):
-        table["data"].pop(key, None)  # they speak of the training data, and for nobody else
+    table["data"] = for_measuring(table["data"])
     for assignment in overrides:
         apply_override(table, assignment)
     if unknown := sorted(set(table) - {"data", "decode", "evaluate", "input"}):

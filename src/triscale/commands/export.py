@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
+from math import inf
 from pathlib import Path
+from typing import Literal
 
-from triscale.commands.options import require_new, table
+from triscale.commands.options import add_volume, require_new, table
 from triscale.errors import UserError
 
 HELP = "write a detector for other programs: ONNX, OpenVINO or torch.export"
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check", metavar="DATA", help="compare on its validation pictures, with the mAP of both"
     )
     parser.add_argument("--force", action="store_true", help="replace OUT")
+    add_volume(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -44,10 +47,15 @@ def run(arguments: argparse.Namespace) -> None:
         require_new([target], hint="; --force replaces it")
     if arguments.int8 and not arguments.calibrate:
         raise UserError("--int8: name a data set with --calibrate, its training pictures are used")
+    if arguments.calibrate and not arguments.int8:
+        raise UserError("--calibrate: is for --int8, which wasn't asked for")
     from triscale.export.write import Wanted, export
+    from triscale.log import Narrator
 
+    size = _size(arguments.size)
     wanted = Wanted(
-        size=_size(arguments.size),
+        size=None if size == "dynamic" else size,
+        dynamic=size == "dynamic",
         batch=_batch(arguments.batch),
         resize=arguments.resize,
         raw=arguments.raw,
@@ -55,18 +63,29 @@ def run(arguments: argparse.Namespace) -> None:
         calibrate=Path(arguments.calibrate) if arguments.int8 else None,
         check=Path(arguments.check) if arguments.check else None,
     )
-    lines, rows = export(Path(arguments.weights), target, wanted)
-    for line in lines:
-        print(line)
-    if rows:
-        table(("", "network", "exported"), rows)
+    with Narrator(volume=arguments.volume) as narrator:
+        outcome = export(Path(arguments.weights), target, wanted, narrator=narrator)
+    if arguments.volume != "quiet":
+        rows = [
+            (what, f"{found:.4g}", f"{most:.4g}" if most < inf else "-")
+            for what, found, most in outcome.rows
+        ]
+        table(("", "found", "allowed"), rows)
+        print(
+            f"compared {outcome.detections} detections in {outcome.pictures} pictures "
+            f"({outcome.words})"
+        )
+        if outcome.means:
+            print("mAP {:.4f} of the network, {:.4f} of the file".format(*outcome.means))
     print(f"wrote {target}")
 
 
-def _size(text: str | None) -> tuple[int, int] | str | None:
+def _size(text: str | None) -> tuple[int, int] | Literal["dynamic"] | None:
     """(height, width), "dynamic", or None for what the weights say."""
-    if text is None or text == "dynamic":
-        return text
+    if text is None:
+        return None
+    if text == "dynamic":
+        return "dynamic"
     sides = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
     if not sides:
         raise UserError(f"--size: expected N, HxW or dynamic, got '{text}'")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from triscale.errors import UserError
 
@@ -34,3 +35,12 @@ class DataConfig:
         for name in ("cache_gib", "num_samples", "min_object_area"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"data.{name}: expected at least 0, got {getattr(self, name)}")
+
+
+def for_measuring(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The `[data]` section of weights, without what speaks of their training data alone."""
+    own = (
+        *("path", "train", "val", "classes", "num_samples", "skip_bad", "outside"),
+        *("index_cache", "cache", "cache_gib"),
+    )
+    return {key: value for key, value in section.items() if key not in own}

@@ -6,17 +6,20 @@ ONNX keeps them in its metadata, OpenVINO in its `rt_info`. Nothing here needs t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from triscale.detections import Detections
 from triscale.errors import UserError
 
 FORMAT = "triscale-export-1"
-DEFAULT_SIDE = 416  # of the input of a graph that takes any
+
+# the arrays of a graph's inputs by name -> those of its outputs
+Run = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Header:
     """An exported network."""
 
     classes: tuple[str, ...]
-    size: tuple[int, int] | None  # (height, width) of the network input; None: any multiple of 32
+    size: tuple[int, int]  # (height, width) of the network input
+    dynamic: bool  # any multiples of 32 go in; `size` is what the network was trained for
     batch: int | None  # pictures at once; None: any number
     fit: Literal["stretch", "letterbox"]  # how pictures are brought to that size
     resize: bool  # inside the graph
@@ -47,14 +51,15 @@ def read_header(texts: Mapping[str, str], *, source: str) -> Header:
     if texts.get("format") != FORMAT:
         raise UserError(
             f"{source}: expected a file that triscale export wrote ({FORMAT}), found format "
-            f"{texts.get('format', 'not stated')}"
+            f"{texts.get('format', 'not stated')!r:.80}"
         )
     try:
         values = {name: json.loads(texts[name]) for name in Header.__dataclass_fields__}
-        size = values["size"]
+        height, width = values["size"]
         header = Header(
             classes=tuple(map(str, values["classes"])),
-            size=None if size is None else (int(size[0]), int(size[1])),
+            size=(_side(height), _side(width)),
+            dynamic=values["dynamic"] is True,
             batch=None if values["batch"] is None else int(values["batch"]),
             fit=_one_of(values["fit"], "stretch", "letterbox"),
             resize=values["resize"] is True,
@@ -66,31 +71,60 @@ def read_header(texts: Mapping[str, str], *, source: str) -> Header:
             version=str(values["version"]),
             recipe=dict(values["recipe"]),
         )
-    except (LookupError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{source}: its metadata is damaged ({error})") from error
+    except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{source}: its metadata is damaged ({error!s:.200})") from error
     return header
 
 
 def _one_of(value: Any, *known: str) -> Any:
     if value not in known:
-        raise ValueError(f"expected {' or '.join(known)}, found {value!r}")
+        raise ValueError(f"expected {' or '.join(known)}, found {value!r:.80}")
     return value
 
 
-def require_usable(header: Header, *, source: str) -> tuple[int, int]:
-    """The (height, width) of the network input; UserError if it isn't one `Detector` can feed."""
+def _side(value: Any) -> int:
+    if type(value) is not int or not 32 <= value <= 8192:
+        raise ValueError(f"expected sides from 32 to 8192, found {value!r:.80}")
+    return value
+
+
+def require_usable(header: Header, *, source: str) -> None:
+    """UserError if the graph isn't one that `Detector` can feed."""
     if header.raw or header.resize:
         flag = "--raw" if header.raw else "--resize"
         raise UserError(
             f"{source}: was exported with {flag}, for other programs; export it without that flag "
             "to use it here"
         )
-    return header.size or (DEFAULT_SIDE, DEFAULT_SIDE)
 
 
-def unpacked(outputs: Sequence[NDArray[Any]]) -> list[Detections]:
-    """The outputs of a graph, boxes (N, K, 4), scores, labels (N, K), count (N,), per picture."""
-    boxes, scores, labels, count = outputs
+def run_whole(
+    run: Run, header: Header, images: NDArray[np.uint8], sizes: NDArray[np.int64]
+) -> list[Detections]:
+    """What a whole graph finds in pictures (N, H, W, 3) that had the sizes (N, 2)."""
+    return unpacked(run_in_batches(run, header, {"images": images, "sizes": sizes}))
+
+
+def run_in_batches(
+    run: Run, header: Header, inputs: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """The outputs for any number of pictures, at least one.
+
+    A graph of a fixed number of them is given the last one again to fill its batch.
+    """
+    number = len(inputs["images"])
+    if header.batch in (None, number):
+        return dict(run(inputs))
+    found: list[Mapping[str, NDArray[Any]]] = []
+    for start in range(0, number, header.batch):
+        rows = np.minimum(np.arange(start, start + header.batch), number - 1)
+        found.append(run({name: values[rows] for name, values in inputs.items()}))
+    return {name: np.concatenate([part[name] for part in found])[:number] for name in found[0]}
+
+
+def unpacked(outputs: Mapping[str, NDArray[Any]]) -> list[Detections]:
+    """boxes (N, K, 4), scores, labels (N, K), count (N,) of a graph, per picture."""
     return [
-        Detections(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(count.tolist())
+        Detections(outputs["boxes"][i, :n], outputs["scores"][i, :n], outputs["labels"][i, :n])
+        for i, n in enumerate(outputs["count"].tolist())
     ]

@@ -17,12 +17,15 @@ from triscale.errors import UserError
 from triscale.model.folded import DTYPES, Precision, faster_precision, fold
 from triscale.normalise import network_input
 from triscale.pixels import Fit, placement
-from triscale.types import Batch
+from triscale.types import Batch, Predictions
 from triscale.weights.formats import load_weights
 
 
 class TorchEngine:
-    """An `Engine`; `precision` is what the network computes in, `auto` what is faster here."""
+    """An `Engine`; `precision` is what the network computes in, `auto` what is faster here.
+
+    `size` (height, width) of the network input is the weights' own unless it is given.
+    """
 
     def __init__(
         self,
@@ -30,6 +33,7 @@ class TorchEngine:
         *,
         device: str = "auto",
         precision: Literal["fp32", "bf16", "auto"] = "fp32",
+        size: tuple[int, int] | None = None,
     ) -> None:
         self.device = choose_device(device)
         self.precision = _choose_precision(precision, self.device)
@@ -41,17 +45,24 @@ class TorchEngine:
         self.classes = self.info.classes
         self.fit: Fit = self.info.input.fit
         self.recipe = self.info.recipe
-        self.size = (self.info.size, self.info.size)
+        self.size = size or (self.info.size, self.info.size)
         self.name = f"torch {torch.__version__}, {self.precision}, {self.device}"
         self._grid = self.model.grid(self.size)
 
     def __call__(self, images: NDArray[np.uint8], sizes: NDArray[np.int64]) -> list[Detections]:
         """See `Engine`."""
-        batch = self.batch(images, sizes)
+        return self.results(self.predictions(images, sizes), sizes)
+
+    def predictions(self, images: NDArray[np.uint8], sizes: NDArray[np.int64]) -> Predictions:
+        """The network's own outputs for such pictures."""
         with torch.inference_mode():
-            predictions = self.model(network_input(batch, self.info.input))
-            decoded = detect(predictions, self._grid, self.decode)
-        return detections(decoded, self.size, original_sizes=batch.original_sizes, fit=self.fit)
+            return self.model(network_input(self.batch(images, sizes), self.info.input))
+
+    def results(self, predictions: Predictions, sizes: NDArray[np.int64]) -> list[Detections]:
+        """The detections that they mean, in pixels of pictures of `sizes` (N, 2)."""
+        decoded = detect(predictions, self._grid, self.decode)
+        original = torch.from_numpy(sizes).to(self.device)
+        return detections(decoded, self.size, original_sizes=original, fit=self.fit)
 
     def batch(self, images: NDArray[np.uint8], sizes: NDArray[np.int64]) -> Batch:
         """The pictures as a batch without labels, on the device."""

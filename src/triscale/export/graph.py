@@ -170,9 +170,10 @@ def onnx_suppress(boxes: Tensor, scores: Tensor, config: DecodeConfig) -> Tensor
         "NonMaxSuppression", (boxes, scores, *limits), dtype=torch.int64, shape=(n * k, 3)
     )
     rows = chosen[:, 0] * k + chosen[:, 2]
+    ones = rows.float() * 0 + 1  # ones_like would become a constant of as many rows as are stated
     alive = torch.onnx.ops.symbolic(
         "ScatterElements",
-        (torch.zeros(n * k), rows, torch.ones_like(rows, dtype=torch.float32)),
+        (torch.zeros(n * k), rows, ones),
         dtype=torch.float32,
         shape=(n * k,),
         attrs={"axis": 0},

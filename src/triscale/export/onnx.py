@@ -21,7 +21,6 @@ import triscale
 from triscale.config import build
 from triscale.decode import DecodeConfig
 from triscale.engines.header import Header
-from triscale.errors import UserError
 from triscale.export.graph import Raw, Suppress, Whole, onnx_suppress
 from triscale.files import write_atomically
 from triscale.model.yolo import YOLOv3
@@ -35,7 +34,8 @@ MOST = 16_384  # pixels of a side, pictures of a batch
 class Form(NamedTuple):
     """What is wanted of an exported graph."""
 
-    size: tuple[int, int] | None  # height, width of the network input; None: any multiple of 32
+    size: tuple[int, int]  # height, width of the network input
+    dynamic: bool = False  # any multiples of 32 go in
     batch: int | None = None  # pictures; None: any number
     resize: bool = False  # pictures of any size go in, and are resized inside
     raw: bool = False  # the network's own outputs, without decoding and suppression
@@ -47,6 +47,7 @@ def header_of(info: WeightsInfo, model: YOLOv3, form: Form) -> Header:
     return Header(
         classes=info.classes,
         size=form.size,
+        dynamic=form.dynamic,
         batch=form.batch,
         fit=info.input.fit,
         resize=form.resize,
@@ -64,23 +65,16 @@ def graph_of(
     model: YOLOv3, info: WeightsInfo, form: Form, *, suppress: Suppress
 ) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
     """The function of `form`, an example of each input, and what of their shapes may change."""
-    if form.resize and (form.size is None or form.raw):
-        raise UserError("export: --resize needs a fixed --size, and detections as output")
-    for side in form.size or ():
-        if side < 32 or side % 32:
-            raise UserError(f"export: --size: expected multiples of 32, got {side}")
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     batch = form.batch or 2  # an example of 1 would be taken for a constant
-    height, width = form.size or (320, 416)
-    if form.resize:
-        height, width = 300, 500
+    height, width = (300, 500) if form.resize else (320, 416) if form.dynamic else form.size
     inputs = {"images": torch.zeros(batch, height, width, 3, dtype=torch.uint8)}
     free = torch.export.Dim
     number = {} if form.batch else {0: free("N", min=1, max=MOST)}
     sides: dict[int, Any] = {}
     if form.resize:
         sides = {1: free("H", min=2, max=MOST), 2: free("W", min=2, max=MOST)}
-    elif form.size is None:
+    elif form.dynamic:
         most = MOST // 32
         sides = {1: 32 * free("h", min=1, max=most), 2: 32 * free("w", min=1, max=most)}
     shapes: dict[str, Any] = {"images": {**number, **sides}}
@@ -92,7 +86,7 @@ def graph_of(
     whole = Whole(
         model,
         info.input,
-        size=form.size,
+        size=None if form.dynamic else form.size,
         decode=_decode(info),
         suppress=suppress,
         resize=form.resize,
@@ -106,13 +100,13 @@ def write_onnx(path: Path, model: YOLOv3, info: WeightsInfo, form: Form) -> None
     import onnx
 
     graph, inputs, shapes = graph_of(model, info, form, suppress=onnx_suppress)
-    with _quietly(), torch.no_grad():
+    with quietly(), torch.no_grad():
         program = torch.onnx.export(
             graph,
             kwargs=inputs,
             dynamo=True,
             input_names=list(inputs),
-            output_names=["predictions"] if form.raw else OUTPUTS,
+            output_names=outputs_of(form),
             dynamic_shapes=shapes,
             opset_version=OPSET,
             verbose=False,
@@ -125,24 +119,22 @@ def write_onnx(path: Path, model: YOLOv3, info: WeightsInfo, form: Form) -> None
     for part in (proto.graph, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
         del part.metadata_props[:]
     del proto.graph.value_info[:]  # the suppression's is made up: how much it finds isn't known
+    onnx.checker.check_model(proto)
+    save_onnx(path, proto, header_of(info, model, form))
+
+
+def save_onnx(path: Path, proto: Any, header: Header) -> None:
+    """Write an ONNX model with what is known about it, atomically."""
     del proto.metadata_props[:]
-    for name, text in header_of(info, model, form).texts().items():
+    for name, text in header.texts().items():
         proto.metadata_props.add(key=name, value=text)
     proto.producer_name, proto.producer_version = "triscale", triscale.__version__
-    onnx.checker.check_model(proto)
     write_atomically(path, proto.SerializeToString(deterministic=True))
 
 
-def write_pt2(path: Path, model: YOLOv3, info: WeightsInfo, form: Form) -> None:
-    """Write `model` as torch.export's archive, for programs that have torch but not triscale."""
-    from triscale.export.graph import torch_suppress
-    from triscale.files import replace_atomically
-
-    graph, inputs, shapes = graph_of(model, info, form, suppress=torch_suppress)
-    with _quietly(), torch.no_grad():
-        program = torch.export.export(graph, (), kwargs=inputs, dynamic_shapes=shapes)
-        texts = {"triscale.json": str(header_of(info, model, form).texts())}
-        replace_atomically(path, lambda file: torch.export.save(program, file, extra_files=texts))
+def outputs_of(form: Form) -> list[str]:
+    """The names of a graph's outputs."""
+    return ["predictions"] if form.raw else OUTPUTS
 
 
 def _decode(info: WeightsInfo) -> DecodeConfig:
@@ -150,7 +142,7 @@ def _decode(info: WeightsInfo) -> DecodeConfig:
 
 
 @contextmanager
-def _quietly() -> Generator[None]:
+def quietly() -> Generator[None]:
     """Without torch's remarks on packages that aren't there, and on its own calls."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -14,7 +14,6 @@ import numpy as np
 
 from triscale.boxes import pairwise_iou
 from triscale.detections import Detections
-from triscale.errors import UserError
 
 
 class Tolerance(NamedTuple):
@@ -23,13 +22,16 @@ class Tolerance(NamedTuple):
     score: float
     box: float  # pixels of the network input
     unmatched: float = 0.002  # share of the detections: where two boxes overlap by just the limit
+    overlap: float = 0.9  # of two boxes that are the same detection
+    loss: float = 0.001  # of mAP
 
 
-# measured on yolov3-tiny and mobilenets on real pictures, then rounded up
+# measured on yolov3-tiny, darknet53 and mobilenets on real pictures, then rounded up
 TOLERANCES = {
     "fp32": Tolerance(1e-3, 0.1),
-    "resize": Tolerance(0.02, 1.0, 0.02),  # a grey level here and there
-    "fp16": Tolerance(0.03, 2.0, 0.02),
+    "resize": Tolerance(0.03, 2.0, 0.02, loss=0.005),  # a grey level here and there
+    "fp16": Tolerance(0.03, 2.0, 0.02, loss=0.005),
+    "int8": Tolerance(0.4, 64.0, 0.1, overlap=0.5, loss=0.01),  # what counts is the mAP
 }
 
 
@@ -42,19 +44,17 @@ class Parity(NamedTuple):
     score: float
     box: float  # pixels of the network input
 
-    def require(self, tolerance: Tolerance, *, source: str) -> None:
-        """UserError if the differences are larger than they may be."""
-        allowed = int(tolerance.unmatched * self.detections) + 1
-        for what, found, most in (
+    def rows(self, tolerance: Tolerance) -> list[tuple[str, float, float]]:
+        """What was compared, how much differs, how much may."""
+        return [
             ("scores differ by", self.score, tolerance.score),
-            ("boxes differ in pixels by", self.box, tolerance.box),
-            ("detections without a counterpart:", self.unmatched, allowed),
-        ):
-            if not found <= most:
-                raise UserError(
-                    f"{source}: doesn't find what the network finds: {what} {found:.4g}, at most "
-                    f"{most:.4g} is expected; the file isn't kept"
-                )
+            ("boxes differ by (px of the network input)", self.box, tolerance.box),
+            (
+                "detections without a counterpart",
+                self.unmatched,
+                int(tolerance.unmatched * self.detections) + 1,
+            ),
+        ]
 
 
 def compare(
@@ -73,7 +73,7 @@ def compare(
     score = box = 0.0
     unmatched = 0
     for a, b, scale in zip(expected, found, scales, strict=True):
-        rows, columns = _matched(a, b)
+        rows, columns = _matched(a, b, tolerance.overlap)
         if len(rows):
             score = max(score, float(np.abs(a.scores[rows] - b.scores[columns]).max()))
             box = max(box, float(np.abs(a.boxes[rows] - b.boxes[columns]).max()) * scale)
@@ -86,13 +86,13 @@ def compare(
     return Parity(len(expected), sum(map(len, expected)), unmatched, score, box)
 
 
-def _matched(a: Detections, b: Detections) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of each that belong together: same class, overlapping by more than 0.9, best first."""
+def _matched(a: Detections, b: Detections, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of each that belong together: same class, overlap above `least`, best first."""
     overlap = pairwise_iou(a.boxes, b.boxes) * (a.labels[:, None] == b.labels)
     rows, columns = list[int](), list[int]()
     for row in range(len(a)):
         column = int(overlap[row].argmax()) if len(b) else 0
-        if len(b) and overlap[row, column] > 0.9:
+        if len(b) and overlap[row, column] > least:
             rows.append(row)
             columns.append(column)
             overlap[:, column] = 0

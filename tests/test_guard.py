@@ -17,10 +17,12 @@ from tests.many_processes import untrained
 from tests.running import MakeRecipe, assert_same_run, losses, records, run_quietly, same_tensors
 from triscale import guard, step, training
 from triscale.data.open import Data
+from triscale.distributed import Processes
 from triscale.errors import UserError
 from triscale.guard import Echo
 from triscale.interrupt import Interrupted
 from triscale.log import LOSSES, Narrator
+from triscale.prepare import make_plan
 from triscale.types import Losses
 from triscale.weights.native import read_tensors
 
@@ -97,7 +99,7 @@ def test_what_is_written_down(
     assert (written["step"], written["epoch"], written["size"]) == (3, 1, [64, 64])
     assert written["losses"]["scale"] == "inf"
     assert data.train is not None
-    plan = training.make_plan(recipe, data.train, training.Processes())
+    plan = make_plan(recipe, data.train, Processes())
     for picture, draw in zip(written["pictures"], plan.draws(2), strict=True):
         assert picture["id"] == data.train.ids[draw.index]
         assert picture["path"] == data.train.paths[draw.index]
@@ -112,7 +114,7 @@ def test_the_culprit_is_told_from_the_others(
     data: Data, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert data.train is not None
-    plan = training.make_plan(tiny_recipe(), data.train, training.Processes())
+    plan = make_plan(tiny_recipe(), data.train, Processes())
     culprit = plan.draws(1)[2].index
 
     def broken(model: Any, batch: Any, grid: Any, **named: Any) -> Losses:

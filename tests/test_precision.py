@@ -94,7 +94,7 @@ def test_a_run_that_goes_on_keeps_its_precision(
 ) -> None:
     """Also where a job that was started with "auto" is started again with the same words."""
 
-    def settings(settings: Recipe, run: Path, *, resume: bool) -> Any:
+    def settings(settings: Recipe, run: Path, *, resume: bool, volume: str) -> Any:
         assert resume
         return settings
 

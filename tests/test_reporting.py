@@ -68,7 +68,7 @@ def test_lines_of_a_terminal_fit_into_80_columns() -> None:
     assert lines == [
         "loss 604.700: objectness 234.500, centre 123.400, scale 123.400, classes 123.400",
         "lr 1.00e-03   0.0 img/s   waiting for data 0%   GPU 70.2 of 79.1 GiB",
-        "mAP 0.7123   best mAP 0.7310 (epoch 9)",
+        "voc07 mAP 0.7123   best mAP 0.7310 (epoch 9)",
     ]
     assert max(map(len, lines)) <= 80
     assert live_lines(Meter(), rate=0.5, memory=(0, 0), best="", last=None) == [

@@ -196,7 +196,8 @@ def test_fields() -> None:
 
 def test_a_command_without_a_place_is_appended() -> None:
     text = tool("site").with_options("# Command line\n")
-    assert text.index("## triscale train") < text.index("| `--recipe NAME|FILE`")
+    train = text.index("## triscale train")
+    assert "| `--recipe NAME|FILE`" in text[train : text.index("## triscale eval")]
 
 
 def test_drawings_are_those_of_the_script() -> None:

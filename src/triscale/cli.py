@@ -25,6 +25,7 @@ from triscale.commands import (
     preview,
     recipes,
     report,
+    serve,
     train,
 )
 from triscale.errors import OutOfMemoryError, ProcessLostError, UserError, ran_out_of_memory
@@ -39,6 +40,7 @@ _COMMANDS = {
     "report": report,
     "predict": predict,
     "export": export,
+    "serve": serve,
     "convert": convert,
     "download": download,
     "recipes": recipes,

@@ -130,13 +130,14 @@ def open_dataset(
         found, note = _hold_out(opened[0].index, opened[-1].index, config.holdout)
         if asked == ("val",) and not found["val"]:
             raise UserError(f"{source.root}: {note}; name one with --set data.val=...")
+    lines = [line for read in opened for line in read.skipped]
     return Data(
         source.format,
         source.root,
         opened[0].index.classes,
         found.get("train") if "train" in asked else None,
         found.get("val") if "val" in asked else None,
-        tuple(dict.fromkeys(line for read in opened for line in read.skipped)),
+        tuple(dict.fromkeys(lines) if holding else lines),
         note,
     )
 

@@ -74,24 +74,36 @@ def read_picture(path: Path, *, reduction: int = 1) -> NDArray[np.uint8]:
     standing for a square of as many: an upright JPEG is decoded at that size, for a third of the
     time.
     """
-    data = read_regular(path, limit=MAX_PICTURE_BYTES)
+    return decode_picture(
+        read_regular(path, limit=MAX_PICTURE_BYTES), str(path), reduction=reduction
+    )
+
+
+def encoded_size(data: bytes, name: str) -> tuple[int, int]:
+    """(height, width) of the upright picture in a file's content, from its header; `name` stands
+    in a UserError if there is none."""
+    return _size(io.BytesIO(data), name)
+
+
+def decode_picture(data: bytes, name: str, *, reduction: int = 1) -> NDArray[np.uint8]:
+    """`read_picture` of a file's content; `name` stands in errors."""
     stream = io.BytesIO(data)
-    size, orientation = _header(stream, path)  # leaves a JPEG's stream where the scan starts
+    size, orientation = _header(stream, name)  # leaves a JPEG's stream where the scan starts
     jpeg = data.startswith(_JPEG)
     if jpeg and data.rfind(b"\xff\xd9", stream.tell()) < 0:
-        raise UserError(f"{path}: the JPEG is cut short (no end-of-image marker)")
+        raise UserError(f"{name}: the JPEG is cut short (no end-of-image marker)")
     # What is turned after it was reduced would have its incomplete squares at the wrong side.
     early = jpeg and orientation in (0, 1)
     mode = _REDUCED[reduction] if early else _WHOLE
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     except cv2.error as error:
-        raise UserError(f"{path}: the picture can't be decoded ({error.err})") from error
+        raise UserError(f"{name}: the picture can't be decoded ({error.err})") from error
     if image is None:  # pyright: ignore[reportUnnecessaryComparison]  # OpenCV's stub is wrong
-        raise UserError(f"{path}: the picture can't be decoded (corrupt, or not a picture)")
+        raise UserError(f"{name}: the picture can't be decoded (corrupt, or not a picture)")
     image = _upright(image, orientation)
     if image.shape[:2] != (reduced(size, reduction) if early else size):  # a damaged header
-        raise UserError(f"{path}: decodes to (height, width) {image.shape[:2]}, header says {size}")
+        raise UserError(f"{name}: decodes to (height, width) {image.shape[:2]}, header says {size}")
     return np.asarray(image if early else _averaged(image, reduction), np.uint8)
 
 
@@ -157,12 +169,12 @@ def _sizes(paths: Sequence[Path], root: DataRoot | None) -> list[tuple[int, int]
     return sizes
 
 
-def _size(stream: BinaryIO, path: Path) -> tuple[int, int]:
+def _size(stream: BinaryIO, path: Path | str) -> tuple[int, int]:
     """(height, width) of the upright picture in `stream`, which is at its start."""
     return _header(stream, path)[0]
 
 
-def _header(stream: BinaryIO, path: Path) -> tuple[tuple[int, int], int]:
+def _header(stream: BinaryIO, path: Path | str) -> tuple[tuple[int, int], int]:
     """The size, and the EXIF orientation: 0 where none is stated."""
     magic = stream.read(8)
     stream.seek(0)

@@ -1,0 +1,1 @@
+"""A detector behind HTTP: requests in, batches through the network, JSON out."""

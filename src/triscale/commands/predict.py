@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     from triscale.detections import label_numbers
     from triscale.interrupt import stop_requests
     from triscale.log import Narrator
-    from triscale.predict import Detector
+    from triscale.predict import Detector, is_exported
     from triscale.sources import count_shots, find_sources, read_shots
 
     sources = find_sources(arguments.sources)
@@ -86,6 +86,8 @@ def run(arguments: argparse.Namespace) -> None:
         shots = stack.enter_context(
             closing(read_shots(sources, every=arguments.every, failed=failed, warn=warn))
         )
+        if is_exported(detector.path):
+            narrator.say(f"triscale: {detector.engine.name}")
         if total is None:
             narrator.say("triscale: Ctrl-C ends this")
         elif total > 1:

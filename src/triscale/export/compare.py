@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from triscale.config import build
 from triscale.detections import Detections
@@ -73,9 +74,16 @@ def compared(
             )
         narrator.advance(amount=len(images))
     narrator.end()
-    tolerance = TOLERANCES["resize" if header.resize and _exact(header) else header.precision]
-    threshold = engine.decode.score_threshold
-    parity = compare(expected, found, scales=scales, threshold=threshold, tolerance=tolerance)
+    resized = header.resize and header.precision == "fp32"
+    tolerance = TOLERANCES["resize" if resized else header.precision]
+    parity = compare(
+        expected,
+        found,
+        scales=scales,
+        threshold=engine.decode.score_threshold,
+        most=engine.decode.num_rows,
+        tolerance=tolerance,
+    )
     rows = parity.rows(tolerance)
     if header.raw:
         rows.append(("raw outputs differ by", furthest, math.inf))
@@ -106,14 +114,8 @@ def _measured(
     return outcome._replace(rows=[*outcome.rows, row], means=(means[0], means[1]))
 
 
-def _exact(header: Header) -> bool:
-    return header.precision == "fp32"
-
-
 def _predictions(raw: np.ndarray) -> Predictions:
     """(N, P, 5 + C) as the network says it."""
-    import torch
-
     values = torch.from_numpy(raw)
     return Predictions(values[..., :2], values[..., 2:4], values[..., 4], values[..., 5:])
 

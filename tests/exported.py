@@ -77,6 +77,7 @@ def write_exported(path: Path, *, resize: bool) -> None:
     header = Header(
         classes=CLASSES,
         size=(64, 64),
+        dynamic=False,
         batch=None,
         fit="stretch",
         resize=resize,

@@ -172,7 +172,10 @@ def exchange(settings: Recipe, data: Data, folder: Path) -> None:
         ]
         found = measure(settings, data, processes)
         results["mAP"] = found.mean
-        results["detections"] = [list(map(torch.from_numpy, d)) for d in found.detections]
+        results["detections"] = [
+            [torch.from_numpy(field) for field in (d.boxes, d.scores, d.labels)]
+            for d in found.detections
+        ]
         torch.save(results, folder / f"{count}-{rank}.pt")
 
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint docs fuzz bench bench-peers peers clean
+.PHONY: setup demo test lint docs fuzz bench bench-peers peers dist sbom clean
 
 setup: $(VENV)/ready
 
@@ -63,6 +63,16 @@ peers:
 			touch .peers/$$name/ready; \
 		} || echo "$$name couldn't be made: the benchmarks leave it out"; \
 	done
+
+# What a release publishes; the same bytes for the same commit.
+dist: setup
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m hatchling build -d dist
+
+# What an installation with all extras brings along, for scanners.
+sbom: setup
+	mkdir -p dist
+	$(BIN)/python scripts/sbom.py --out dist/sbom.cdx.json all
 
 clean:
 	rm -rf $(VENV) runs site .pytest_cache .ruff_cache .import_linter_cache

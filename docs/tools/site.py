@@ -31,6 +31,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "PROVENANCE.md": "provenance.md",
+    "SECURITY.md": "security.md",
 }
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 _OPTIONS = re.compile(r"^<!-- options: (\w+) -->$", re.MULTILINE)

@@ -20,7 +20,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import tomli_w
 from PIL import Image
 
 from triscale.files import write_atomically
@@ -128,6 +127,8 @@ class TensorBoard:
 
     def _add_recipe(self, step: int) -> None:
         """The recipe as a text, in Markdown."""
+        import tomli_w  # here: `predict` runs where it isn't installed
+
         text = "".join(f"    {line}\n" for line in tomli_w.dumps(self._recipe).splitlines())
         data = self._summaries.SummaryMetadata.PluginData(plugin_name="text")
         tensors = import_module("tensorboard.compat.proto.tensor_pb2")

@@ -2,6 +2,7 @@
 
 OpenCV's own letters are ASCII only. DejaVu Sans comes with matplotlib and has Latin, Greek,
 Cyrillic, Hebrew, Arabic and more; for other scripts the fonts of the machine are looked through.
+Where matplotlib is missing, beside an exported network, the letters are Pillow's, ASCII.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 _ALWAYS = "0123456789.#…"  # what a caption adds to a name
+_PILLOWS = Path("Pillow")  # not a file: the letters in the package itself
 
 
 @lru_cache(maxsize=512)  # a video shows the same few names and scores again and again
@@ -43,6 +45,8 @@ def font_for(text: str) -> Path | None:
     ours = default_font()
     if text.isascii():
         return ours
+    if ours == _PILLOWS:
+        return None
     from matplotlib.font_manager import fontManager
     from matplotlib.ft2font import FT2Font
 
@@ -61,16 +65,18 @@ def font_for(text: str) -> Path | None:
 
 @lru_cache(maxsize=1)
 def default_font() -> Path:
-    """DejaVu Sans, found without importing matplotlib, which takes long."""
+    """DejaVu Sans, found without importing matplotlib, which takes long; else Pillow's letters."""
     package = importlib.util.find_spec("matplotlib")
-    assert package is not None, "a dependency of the package"
-    assert package.submodule_search_locations
+    if package is None or not package.submodule_search_locations:
+        return _PILLOWS
     return Path(package.submodule_search_locations[0]) / "mpl-data" / "fonts/ttf/DejaVuSans.ttf"
 
 
 @lru_cache(maxsize=16)
 def _face(path: Path, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, size)
+    face = ImageFont.load_default(size) if path == _PILLOWS else ImageFont.truetype(path, size)
+    assert isinstance(face, ImageFont.FreeTypeFont), "Pillow has FreeType"
+    return face
 
 
 def _ink_on(colour: tuple[int, int, int]) -> str:

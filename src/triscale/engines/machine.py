@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from importlib.util import find_spec
-from typing import Any
 
 from triscale.errors import UserError
 
@@ -29,20 +27,3 @@ def require_packages(*packages: str, purpose: str) -> None:
             f"{purpose} needs {' and '.join(missing)}, not installed here: "
             f"pip install {' '.join(missing)}"
         )
-
-
-def import_openvino() -> Any:
-    """The package, without its telemetry: to import it would tell Google Analytics so.
-
-    It does without where openvino_telemetry isn't installed; while it is imported, it isn't.
-    """
-    if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
-        sys.modules["openvino_telemetry"] = None  # pyright: ignore[reportArgumentType]
-        try:
-            import openvino
-        finally:
-            del sys.modules["openvino_telemetry"]
-        return openvino
-    import openvino
-
-    return openvino

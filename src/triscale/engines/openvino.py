@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from triscale.detections import Detections
 from triscale.engines.header import read_header, run_whole
-from triscale.engines.machine import cores, import_openvino, require_packages
+from triscale.engines.machine import cores, require_packages
+from triscale.engines.telemetry import refuse_telemetry
 from triscale.errors import UserError
 from triscale.pixels import Fit
 
@@ -30,7 +31,9 @@ class OpenVinoEngine:
         threads: int | None = None,
     ) -> None:
         require_packages("openvino", purpose=str(path))
-        openvino = import_openvino()
+        refuse_telemetry()
+        import openvino
+
         core: Any = openvino.Core()
         file = xml_of(path) if path.is_dir() else path
         if not file.is_file():

@@ -1,6 +1,6 @@
 """OpenVINO's form: a folder with the network (.xml), its weights (.bin) and what it says of itself.
 
-Read from the ONNX file by OpenVINO's C++ core, so that both are one network.
+Read from the ONNX file, so that both are one network.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from triscale.engines.header import Header
-from triscale.engines.machine import import_openvino
 from triscale.engines.openvino import SECTION, xml_of
+from triscale.engines.telemetry import refuse_telemetry
 
 
 def write_openvino(folder: Path, onnx: Path, *, header: Header, half: bool) -> None:
     """Write the network of an ONNX file as a new `folder`; `half` halves its weights."""
-    openvino = import_openvino()
+    refuse_telemetry()
+    import openvino
+
     model: Any = openvino.Core().read_model(onnx)
     for name, text in header.texts().items():
         model.set_rt_info(text, [SECTION, name])

@@ -45,6 +45,8 @@ NOT_RUN = {
 ROLES = {
     "data": "data",
     "root": "data",
+    "check": "data",
+    "calibrate": "data",
     "weights": "weights",
     "init": "weights",
     "source": "weights",

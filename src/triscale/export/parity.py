@@ -27,12 +27,13 @@ class Tolerance(NamedTuple):
     loss: float = 0.001  # of mAP
 
 
-# measured on yolov3-tiny, darknet53 and mobilenets on real pictures, then rounded up
+# measured on yolov3-tiny and mobilenet0.25 on real pictures, then rounded up
 TOLERANCES = {
     "fp32": Tolerance(1e-3, 0.1),
     "resize": Tolerance(0.03, 2.0, 0.02, loss=0.005),  # a grey level here and there
     "fp16": Tolerance(0.03, 2.0, 0.02, loss=0.005),
-    "int8": Tolerance(0.4, math.inf, 0.1, overlap=0.5, loss=0.01),  # what counts is the mAP
+    # what counts is the mAP, and that nothing clear is lost
+    "int8": Tolerance(math.inf, math.inf, 0.1, overlap=0.5, loss=0.01),
 }
 
 
@@ -79,12 +80,12 @@ def compare(
         if len(rows):
             score = max(score, float(np.abs(a.scores[rows] - b.scores[columns]).max()))
             box = max(box, float(np.abs(a.boxes[rows] - b.boxes[columns]).max()) * scale)
-        clear = threshold + 2 * tolerance.score
+        margin = 2 * min(tolerance.score, 0.3)
         for one, used in ((a, rows), (b, columns)):
             left = np.delete(one.scores, used)
             # a full list ends where the score of its last row is, not at the threshold
             full = len(one) >= most
-            least = max(clear, float(one.scores[-1]) + 2 * tolerance.score if full else 0)
+            least = margin + (float(one.scores[-1]) if full else threshold)
             unmatched += int((left > least).sum())
     return Parity(len(expected), sum(map(len, expected)), unmatched, score, box)
 

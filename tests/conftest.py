@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,14 @@ TINY = (
     "schedule.mode=constant",
     "schedule.warmup_epochs=0",
 )
+
+
+@pytest.fixture(autouse=True)
+def no_service_is_left() -> Iterator[None]:
+    """Weights & Biases keeps a process for all runs of a program; other tests count processes."""
+    yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
 
 
 @pytest.fixture(scope="session")

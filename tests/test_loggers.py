@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -40,17 +40,14 @@ Points = dict[str, list[tuple[int, float]]]
 
 
 @pytest.fixture(autouse=True)
-def _at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No settings of the machine's, files beside the runs only here, no process left behind."""
+def _at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No settings of the machine's, and files beside the runs only here."""
     for name in os.environ:
         if name.startswith(("WANDB_", "MLFLOW_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, value in adaptors.MLFLOW.items():  # set by the code, and forgotten after the test
         monkeypatch.setenv(name, value)
-    yield
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].teardown()
 
 
 def read_tensorboard(run: Path) -> Points:

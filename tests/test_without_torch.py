@@ -7,6 +7,7 @@ stays that colour when it is resized, so that the file's scores are its levels.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -95,7 +96,8 @@ def test_predict(block: str, folder: Path) -> None:
         folder / "picture.png",
         *("--json", "--out", out, "--coco", folder / "coco.json", "--yolo", folder / "yolo"),
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"triscale: (OpenVINO|onnxruntime) .*, CPU\n", done.stderr)
     found = json.loads(done.stdout)["detections"]
     assert [(one["label"], round(one["score"], 4)) for one in found] == [
         (CLASSES[0], 0.8),

@@ -33,6 +33,7 @@ from triscale.errors import UserError
 from triscale.types import Batch, Draw
 
 STUCK = 5  # the picture of `index` that its disk never delivers
+STRANGERS = set[int]()  # see `strangers`
 
 pytestmark = [
     # On a machine with fewer cores than workers torch advises against it.
@@ -41,6 +42,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strangers() -> Iterator[None]:
+    """Processes that other tests keep for the whole session are none of ours."""
+    STRANGERS.update(children())
+    yield
+    STRANGERS.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +113,7 @@ def children(process: int | str = "self") -> list[int]:
                 found += children(pid)  # Python's server stays, and starts the others
             elif "multiprocessing.resource_tracker" not in command:
                 found.append(pid)
-    return found
+    return [pid for pid in found if pid not in STRANGERS]
 
 
 def loader(index: Index, *images: int, workers: int = 1, timeout: float = 60) -> Iterator[Batch]:

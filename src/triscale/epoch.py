@@ -95,14 +95,8 @@ def _report(run: Run, evaluation: Evaluation, *, seconds: float, is_best: bool) 
     about = describe_validation(evaluation, seconds=seconds, device=run.device)
     about |= {"epoch": run.now.pending, "step": run.now.step}
     about["train"] = {"pictures": len(run.index), "boxes": len(run.index.boxes)}
-    keep_up(
-        run.folder,
-        Found(about, run.data.val, evaluation.detections),
-        is_best=is_best,
-        is_last=run.now.pending == run.recipe.train.epochs - 1,
-        pace=run.pace,
-        say=run.narrator.warn,
-    )
+    found = Found(about, run.data.val, evaluation.detections)
+    keep_up(run.folder, found, is_best=is_best, say=run.narrator.warn)
 
 
 def require_best(run: Run) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from triscale.loggers import Loggers
 from triscale.model.yolo import YOLOv3
 from triscale.optim import Optimizer, load_state_tensors, state_tensors
 from triscale.recipe import Recipe, make_recipe
-from triscale.report.during import Pace
 from triscale.weights.native import load_state as load_model
 
 
@@ -64,7 +63,6 @@ class Run:
     narrator: Narrator
     loggers: Loggers
     now: Progress
-    pace: Pace = field(default_factory=Pace)  # of the report
 
 
 def open_log(run: Run) -> RunLog | None:

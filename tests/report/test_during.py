@@ -1,10 +1,9 @@
-"""The report during training: there after each validation, cheap, and never in the way."""
+"""The report during training: there after each validation, and never in the way."""
 
 from __future__ import annotations
 
 import io
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from triscale.errors import UserError
 from triscale.log import Narrator
 from triscale.recipe import Recipe
 from triscale.report import build
-from triscale.report.during import SHARE, Pace
+from triscale.report.build import write_report
 from triscale.report.found import BEST, LAST, load_found
+from triscale.report.story import Story
 from triscale.training import train
 
 FILES = {"report.html", BEST, LAST}
@@ -32,10 +32,21 @@ def run_with(recipe: Recipe, data: Data, run: Path) -> str:
 
 
 def test_a_run(
-    data: Data, trained: Path, tiny_recipe: Callable[..., Recipe], tmp_path: Path
+    data: Data,
+    trained: Path,
+    tiny_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It ends bit for bit as one without a report; what it keeps is what it logged."""
     run = tmp_path / "run"
+    pages: list[bytes] = []
+
+    def keep(story: Story, path: Path) -> None:
+        write_report(story, path)
+        pages.append(path.read_bytes())
+
+    monkeypatch.setattr(build, "write_report", keep)
     said = run_with(tiny_recipe("train.report=true", "checkpoint.every_steps=1"), data, run)
     assert "warning" not in said
     assert {path.name for path in run.iterdir()} >= FILES
@@ -48,7 +59,9 @@ def test_a_run(
         assert [about[key] for key in ("step", "epoch")] == [record["step"], record["epoch"]]
         assert about["mAP"] == record["metrics"]["mAP"]
         assert about["train"]["pictures"] == 10
-    assert "10 pictures" in (run / "report.html").read_text()
+    assert len(pages) == len(set(pages)) == len(evals) > 1  # a page each
+    assert b"10 pictures" in pages[-1]
+    assert (run / "report.html").read_bytes() == pages[-1]
 
 
 @pytest.mark.parametrize(
@@ -92,12 +105,3 @@ def test_the_disk_is_full(crasher: Crasher, devkit: Path, tmp_path: Path) -> Non
     assert outcome.code == 0, outcome.said
     assert {path.name for path in run.iterdir()} >= FILES
     assert not list(run.rglob("*.tmp"))
-
-
-def test_pace() -> None:
-    """The first page at once, the next when the time it takes is a small share."""
-    assert Pace().is_due()
-    now = time.monotonic()
-    assert not Pace(now, seconds=1.0).is_due()
-    assert Pace(now - 1 / SHARE, seconds=1.0).is_due()
-    assert not Pace(now - 0.5 / SHARE, seconds=1.0).is_due()

@@ -1,17 +1,10 @@
-"""The report of a run that is under way: kept up to date, at a price that stays small.
-
-What was found is written after each validation, the page only where the time since the last one
-makes its cost a few percent, and at the end in any case.
-"""
+"""The report of a run that is under way: written anew after each validation."""
 
 from __future__ import annotations
 
-import math
 import platform
 import resource
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +15,9 @@ from triscale.errors import UserError
 from triscale.evaluation import Evaluation
 from triscale.report.found import BEST, LAST, Found, save_found
 
-SHARE = 0.03  # of a run's time, at most, that goes into its pages
 
-
-@dataclass
-class Pace:
-    """When the last page of this process was done, and what it cost."""
-
-    done: float = -math.inf  # time.monotonic()
-    seconds: float = 0.0
-
-    def is_due(self) -> bool:
-        """Whether a page may be written again."""
-        return time.monotonic() - self.done >= self.seconds / SHARE
-
-
-def keep_up(
-    folder: Path,
-    found: Found,
-    *,
-    is_best: bool,
-    is_last: bool,
-    pace: Pace,
-    say: Callable[[str], None],
-) -> None:
-    """Write what a validation found into the folder of its run and, if it is time, the page.
+def keep_up(folder: Path, found: Found, *, is_best: bool, say: Callable[[str], None]) -> None:
+    """Write what a validation found into the folder of its run, and the page.
 
     A disk that fails ends the run, as with all of its files; whatever else goes wrong with the page
     is said, and the run goes on.
@@ -54,9 +25,6 @@ def keep_up(
     save_found(folder / LAST, found)
     if is_best:
         save_found(folder / BEST, found)
-    if not (is_last or pace.is_due()):
-        return
-    began = time.monotonic()
     try:
         from triscale.report.build import NAME, write_report  # here: it loads the drawing library
         from triscale.report.story import read_story
@@ -68,8 +36,6 @@ def keep_up(
         lines = str(error).splitlines() or [type(error).__name__]
         what = lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
         say(f"no report.html this time ({what}); triscale report {folder} makes one")
-    pace.done = time.monotonic()
-    pace.seconds = pace.done - began
 
 
 def describe_validation(

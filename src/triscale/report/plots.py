@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
@@ -170,6 +171,8 @@ def _head(title: str) -> str:
 def _axes(x: str, y: str, *, height: float = _SIZE[1]) -> tuple[Figure, Axes]:
     figure = Figure((_SIZE[0], height), layout="constrained")
     axes = figure.add_subplot()
+    for each in (figure, axes):
+        each.patch.set_visible(False)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     return figure, axes
@@ -178,7 +181,8 @@ def _axes(x: str, y: str, *, height: float = _SIZE[1]) -> tuple[Figure, Axes]:
 def _write(figure: Figure, title: str) -> str:
     """The drawing, without what a page has no use for."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    # Not savefig, which draws everything twice.
+    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -44,8 +45,10 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelcolor": _MUTED,
     "ytick.labelcolor": _MUTED,
     "lines.linewidth": 1.6,
+    "text.parse_math": False,  # "$" is a character of a class's name
 }
 _SIZE = 4.2, 2.6  # inches: readable on a phone, where it is as wide
+_NAME = 24  # letters: longer names of bars would leave no room for these
 
 
 class Curve(NamedTuple):
@@ -114,7 +117,7 @@ def bars(
         top = max([*values, 0.01])
         for row, value, label in zip(rows, values, labels, strict=True):
             axes.text(value + 0.015 * top, row, label, va="center", fontsize=8.5)
-        axes.set_yticks(rows, names)
+        axes.set_yticks(rows, [n if len(n) <= _NAME else f"{n[: _NAME - 1]}\u2026" for n in names])
         axes.margins(y=0.02)
         axes.tick_params("y", length=0, labelcolor=_INK)
         axes.set_xlim(min([*values, 0.0]), 1.25 * top)
@@ -178,7 +181,10 @@ def _axes(x: str, y: str, *, height: float = _SIZE[1]) -> tuple[Figure, Axes]:
 def _write(figure: Figure, title: str) -> str:
     """The drawing, without what a page has no use for."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    with warnings.catch_warnings():
+        # its font only measures; the reader's browser has others
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)

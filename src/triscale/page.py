@@ -79,8 +79,13 @@ def page(title: str, *, lead: str = "", sections: Sequence[Section]) -> str:
 
 
 def escape(text: str) -> Html:
-    """The text as HTML; what is HTML already stays as it is."""
-    return text if isinstance(text, Html) else Html(html.escape(text, quote=True))
+    """The text as HTML; what is HTML already stays as it is.
+
+    A byte of a file's name that is no character (half a surrogate pair) becomes "\\udcff".
+    """
+    if isinstance(text, Html):
+        return text
+    return Html(html.escape(text.encode("utf-8", "backslashreplace").decode(), quote=True))
 
 
 def paragraph(text: str) -> Html:

@@ -7,6 +7,7 @@ with those of the clean set, which numpy knows bit for bit.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -572,6 +573,24 @@ def test_command(
     page = (tmp_path / "report/check.html").read_text()
     assert 'src="http' not in page
     assert page.count("<figure>") == (plant is not None)
+
+
+def test_names_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux takes any bytes as a name; a terminal or a page doesn't."""
+    clean = write_set(tmp_path / "set", "yolo")
+    for path in (clean.images["t0"], clean.labels["t0"]):
+        path.rename(path.with_name(f"t\udcff{path.suffix}"))
+    clean.labels["t0"].with_name("t\udcff.txt").write_text("0 .95 .5 .2 .2\n")
+    terminal = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr("sys.stdout", terminal)
+    line = ["check", str(clean.root), "--workers", "0", "--out", str(tmp_path / "report")]
+    assert main([*line, "--fix", str(tmp_path / "copy")]) == 0
+    terminal.seek(0)
+    page = (tmp_path / "report/check.html").read_text()
+    for said in (terminal.read(), page):
+        assert "t\\udcff.txt" in said
+    assert page.count("<figure>") == 1
+    assert b"t\xff.txt: line 1" in (tmp_path / "copy/mended.txt").read_bytes()
 
 
 def test_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,8 @@ import pytest
 from tests.metrics.tables import (
     CROWD,
     DIFFICULT,
+    A,
+    B,
     Row,
     by_hand,
     packed_detections,
@@ -22,7 +24,6 @@ from triscale.metrics.errors import KINDS, counts_at_threshold, error_kinds
 from triscale.metrics.matching import match
 from triscale.metrics.voc import PackedDetections, PackedTruth, voc_ap
 
-A, B = (0, 0, 10, 10), (20, 20, 30, 30)
 FAR, LOW = (40, 40, 50, 50), (0, 0, 10, 4)  # LOW overlaps A by 0.4
 
 

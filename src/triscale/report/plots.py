@@ -173,6 +173,7 @@ def _head(title: str) -> str:
 def _axes(x: str, y: str, *, height: float = _SIZE[1]) -> tuple[Figure, Axes]:
     figure = Figure((_SIZE[0], height), layout="constrained")
     axes = figure.add_subplot()
+    axes.locator_params("x", nbins=6)  # more numbers than that would touch
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     return figure, axes

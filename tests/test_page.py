@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -31,9 +29,6 @@ from triscale.page import (
     table,
 )
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 PICTURE = np.tile(np.array([200, 40, 40], np.uint8), (60, 500, 1))  # red, wide
 
 
@@ -123,18 +118,6 @@ def test_pictures_are_shrunk_only() -> None:
     assert 'width="100" height="12"' in figure(PICTURE, width=100)
     assert 'width="500" height="60"' in figure(PICTURE, width=1000)
     assert escape(escape("<")) == "&lt;"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if BROWSER is None:
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def test_in_a_browser(browser: Any, tmp_path: Path) -> None:

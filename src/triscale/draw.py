@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triscale.files import write_atomically
-from triscale.lettering import default_font, font_for, text_patch
+from triscale.lettering import text_patch, writable
 
 if TYPE_CHECKING:
     from triscale.detections import Detections
@@ -137,9 +137,7 @@ def _frame(image: Image, corners: tuple[int, int, int, int], line: int, colour: 
 def _caption_text(label: int, classes: Sequence[str], score: float, image: Image) -> Image:
     """Name and score on the class's colour, as much of them as the picture is wide."""
     name = classes[label] if label < len(classes) else f"#{label}"
-    font = font_for(name)
-    if font is None:  # no letters for it: its number is better than empty boxes
-        name, font = f"#{label}", default_font()
+    name, font = writable(name, label)
     size = max(10, round(4 + 0.014 * _side(image)))
     height, width = image.shape[:2]
     patch = _patch(f"{name} {score:.2f}", size, font, label)

@@ -63,6 +63,13 @@ def font_for(text: str) -> Path | None:
     return None
 
 
+def writable(name: str, label: int) -> tuple[str, Path]:
+    """What to call a class in a picture, and a font for it: its name, or its number, as "#3",
+    where no font has the letters, which is better than empty boxes."""
+    font = font_for(name)
+    return (name, font) if font else (f"#{label}", default_font())
+
+
 @lru_cache(maxsize=1)
 def default_font() -> Path:
     """DejaVu Sans, found without importing matplotlib, which takes long; else Pillow's letters."""

@@ -79,8 +79,13 @@ def page(title: str, *, lead: str = "", sections: Sequence[Section]) -> str:
 
 
 def escape(text: str) -> Html:
-    """The text as HTML; what is HTML already stays as it is."""
-    return text if isinstance(text, Html) else Html(html.escape(text, quote=True))
+    """The text as HTML; what is HTML already stays as it is.
+
+    A byte of a file's name that is no character (half a surrogate pair) becomes "\\udcff".
+    """
+    if isinstance(text, Html):
+        return text
+    return Html(html.escape(text.encode("utf-8", "backslashreplace").decode(), quote=True))
 
 
 def paragraph(text: str) -> Html:
@@ -128,9 +133,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Value]], *, sortable: b
     )
 
 
-def figure(
-    image: NDArray[np.uint8], *, caption: str = "", width: int = 320, alt: str | None = None
-) -> Html:
+def figure(image: NDArray[np.uint8], *, caption: str = "", width: int = 320) -> Html:
     """An RGB picture (H, W, 3) with its caption, no wider than `width`; a click shows it large."""
     scale = min(1.0, width / image.shape[1])
     if scale < 1:
@@ -140,11 +143,11 @@ def figure(
     done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
     assert done
     source = base64.b64encode(data.tobytes()).decode("ascii")
-    text = escape(caption if alt is None else alt)
+    text = escape(caption)
     return Html(
         f'<figure><img src="data:image/jpeg;base64,{source}" alt="{text}" loading="lazy" '
         f'width="{image.shape[1]}" height="{image.shape[0]}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f"<figcaption>{text}</figcaption></figure>"
     )
 
 
@@ -166,7 +169,7 @@ def columns(parts: Iterable[Html]) -> Html:
 def _cell(value: Value) -> str:
     if isinstance(value, str):
         return f"<td>{escape(value)}</td>"
-    if value is None:
+    if value is None or value != value:  # not a number
         return '<td class="number">&ndash;</td>'
     key = value.value if isinstance(value, Cell) else value
     return f'<td class="number" data-value="{key}">{_shown(value)}</td>'

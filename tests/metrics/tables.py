@@ -18,6 +18,7 @@ from triscale.metrics.voc import PackedDetections, PackedTruth
 # Rows of a table: image, x1, y1, x2, y2, class, and a score or what an object is.
 Row = tuple[float, ...]
 NORMAL, DIFFICULT, CROWD = range(3)
+A, B = (0, 0, 10, 10), (20, 20, 30, 30)  # boxes far from each other
 
 
 def packed_detections(rows: list[Row] | NDArray[np.float64]) -> PackedDetections:

@@ -7,11 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from tests.metrics.tables import Row, by_hand, packed_detections, packed_truth, random_tables
+from tests.metrics.tables import A, B, Row, by_hand, packed_detections, packed_truth, random_tables
 from triscale.metrics.calibration import calibration
 from triscale.metrics.matching import match
-
-A, B = (0, 0, 10, 10), (20, 20, 30, 30)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import pytest
 from tests.metrics.tables import (
     CROWD,
     DIFFICULT,
+    A,
+    B,
     Row,
     by_hand,
     packed_detections,
@@ -17,7 +19,6 @@ from tests.metrics.tables import (
 from triscale.metrics.confusion import confusion_matrix
 from triscale.metrics.matching import match
 
-A, B = (0, 0, 10, 10), (20, 20, 30, 30)
 NOTHING = 2  # the background, of two classes
 
 

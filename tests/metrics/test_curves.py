@@ -7,12 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from tests.metrics.tables import Row, by_hand, packed_detections, packed_truth, random_tables
+from tests.metrics.tables import A, B, Row, by_hand, packed_detections, packed_truth, random_tables
 from triscale.metrics.curves import at_threshold, f1_by_score, precision_recall
 from triscale.metrics.matching import match
 from triscale.metrics.voc import voc_ap
-
-A, B = (0, 0, 10, 10), (20, 20, 30, 30)
 
 
 @pytest.mark.parametrize(

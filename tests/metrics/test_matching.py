@@ -10,6 +10,7 @@ import pytest
 from tests.metrics.tables import (
     CROWD,
     DIFFICULT,
+    A,
     Row,
     by_hand,
     packed_detections,
@@ -19,8 +20,6 @@ from tests.metrics.tables import (
 from triscale.metrics import matching
 from triscale.metrics.matching import match
 from triscale.metrics.voc import PackedDetections, PackedTruth
-
-A, B = (0, 0, 10, 10), (20, 20, 30, 30)
 
 
 @pytest.mark.parametrize(

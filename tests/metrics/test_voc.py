@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.metrics.tables import Row, packed_detections, packed_truth, voc2007_test
+from tests.metrics.tables import A, B, Row, iou, packed_detections, packed_truth, voc2007_test
 from triscale.detections import Detections
 from triscale.metrics.voc import (
     PackedDetections,
@@ -21,8 +21,6 @@ from triscale.metrics.voc import (
     pack_detections,
     voc_ap,
 )
-
-A, B = (0, 0, 10, 10), (20, 20, 30, 30)
 
 
 @pytest.mark.parametrize(
@@ -94,13 +92,9 @@ def by_the_book(
         best, best_iou = -1, -1.0
         for j in range(len(truth.labels)):
             if truth.labels[j] == label and truth.images[j] == detections.images[i]:
-                a, b = detections.boxes[i], truth.boxes[j]
-                w = min(a[2], b[2]) - max(a[0], b[0])
-                h = min(a[3], b[3]) - max(a[1], b[1])
-                inter = max(w, 0) * max(h, 0)
-                areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-                if inter / (areas - inter) > best_iou:
-                    best, best_iou = j, inter / (areas - inter)
+                overlap = iou(detections.boxes[i], truth.boxes[j])
+                if overlap > best_iou:
+                    best, best_iou = j, overlap
         if best_iou >= iou_threshold and truth.difficult[best]:
             continue
         if best_iou >= iou_threshold and best not in used:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from triscale.preview.drawing import (
-    LOST,
-    STRIDE_COLOURS,
-    ascii_name,
-    draw_seen,
-    summary,
-)
+from tests.test_draw import shows
+from triscale.lettering import default_font, font_for, text_patch
+from triscale.preview.drawing import LOST, STRIDE_COLOURS, draw_seen, summary
 from triscale.preview.seen import Pairs, Seen
 from triscale.types import Draw
 
@@ -126,9 +122,17 @@ def test_cells_of_sides_that_the_stride_does_not_divide() -> None:
     assert not near(drawn[47 * scale - 2, 72 * scale - 20], orange)
 
 
-def test_names_beyond_ascii() -> None:
-    assert ascii_name(["Hund", "犬"], 0) == "Hund"
-    assert ascii_name(["Hund", "犬"], 1) == "class 1"
+@pytest.mark.parametrize(
+    ("name", "written"), [("Hund", "Hund"), ("собака", "собака"), ("\U00012000", "#0")]
+)
+def test_names_in_any_script(name: str, written: str) -> None:
+    """Cuneiform, for which there is hardly a font, is a number."""
+    if name != written and font_for(name):
+        pytest.skip("this machine has a font for cuneiform")
+    drawn = draw_seen(made([((60.0, 70.0, 120.0, 110.0), 16, (5, 5), True, True)]), [name])
+    blue = STRIDE_COLOURS[16]
+    patch = text_patch(f"{written} s16", 13, font=default_font(), colour=blue, margin=3)
+    assert shows(drawn, patch)
 
 
 @pytest.mark.parametrize(

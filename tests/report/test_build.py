@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,6 @@ from triscale.report.compare import make_comparison
 from triscale.report.found import Found
 from triscale.report.story import Story, read_story
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 NAN = float("nan")
 OBJECT: Box = (100, 100, 200, 180, 0)
 SECTIONS = ["Classes", "Confusion", "Scores", "Size of objects", "Precision and recall"]
@@ -125,42 +121,33 @@ def test_duration(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["report", "comparison"])
-def test_in_a_browser(what: str, tmp_path: Path) -> None:
-    if BROWSER is None:
-        pytest.skip("no Chromium here to open the page in")
-    playwright = pytest.importorskip("playwright.sync_api")
+def test_in_a_browser(what: str, browser: Any, tmp_path: Path) -> None:
     stories = [some_story(tmp_path / name / "run", 30) for name in ("a", "b")]
     page = make_page(stories[0]) if what == "report" else make_comparison(stories)
     (tmp_path / "page.html").write_text(page)
     said: list[str] = []
     asked: list[str] = []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        for scheme in ("light", "dark"):
-            context = browser.new_context(
-                viewport={"width": 390, "height": 844}, color_scheme=scheme
-            )
-            tab = context.new_page()
-            tab.on("console", lambda message: said.append(message.text))
-            tab.on("pageerror", lambda error: said.append(str(error)))
-            tab.on("request", lambda request: asked.append(request.url))
-            tab.goto((tmp_path / "page.html").as_uri())
-            assert tab.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
-            classes = tab.locator("section#classes table.sortable")
-            cells = classes.locator("tbody tr td:first-child")
-            before = cells.all_inner_texts()
-            classes.locator("th").first.locator("button").click()
-            after = cells.all_inner_texts()
-            assert sorted(before) == sorted(after)
-            by_number = [f"class {k}" for k in sorted(range(30), key=str)]
-            assert after == by_number
-            colours = tab.evaluate(
-                "[...document.querySelectorAll('.drawing svg path')].map(p => "
-                "getComputedStyle(p).stroke + getComputedStyle(p).fill).join(' ')"
-            )
-            assert "rgb(74, 168, 224)" in colours if scheme == "dark" else "rgb(0, 114, 178)"
-            context.close()
-        browser.close()
+    for scheme, blue in (("light", "rgb(0, 114, 178)"), ("dark", "rgb(74, 168, 224)")):
+        tab = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto((tmp_path / "page.html").as_uri())
+        assert tab.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+        classes = tab.locator("section#classes table.sortable")
+        cells = classes.locator("tbody tr td:first-child")
+        before = cells.all_inner_texts()
+        classes.locator("th").first.locator("button").click()
+        after = cells.all_inner_texts()
+        assert sorted(before) == sorted(after)
+        by_number = [f"class {k}" for k in sorted(range(30), key=str)]
+        assert after == by_number
+        colours = tab.evaluate(
+            "[...document.querySelectorAll('.drawing svg path')].map(p => "
+            "getComputedStyle(p).stroke + getComputedStyle(p).fill).join(' ')"
+        )
+        assert blue in colours
+        tab.close()
     assert said == []
     assert {url.split(":")[0] for url in asked} <= {"file", "data"}
     assert len({url for url in asked if url.startswith("file")}) == 1

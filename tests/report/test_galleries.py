@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.report.making import FAR, Box, detections, make_found, make_index
 from triscale.report.found import examine
@@ -24,6 +26,11 @@ def pictures(tmp_path: Path) -> list[str]:
     for path in paths:
         assert cv2.imwrite(path, GREY)
     return paths
+
+
+def last_picture(body: str) -> NDArray[np.uint8]:
+    data = base64.b64decode(re.findall(r"base64,([^\"]*)", body)[-1])
+    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), np.uint8)
 
 
 def test_nothing() -> None:
@@ -51,13 +58,24 @@ def test_what_is_in_them(pictures: list[str]) -> None:
     expected = {"Best pictures": (0, 158, 115), "Worst pictures": (240, 228, 66)}
     for title, _, body in parts:
         if title in expected:  # the left edge of the object, in the last picture
-            data = base64.b64decode(re.findall(r"base64,([^\"]*)", body)[-1])
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            image = last_picture(body)
             assert image.shape[1] == WIDTH
             scale = WIDTH / 640
             edge = image[round(140 * scale), round(100 * scale) - 1 : round(100 * scale) + 2, ::-1]
             distance = np.abs(edge.astype(int) - expected[title]).sum(-1).min()
             assert distance < 120, (title, edge)
+
+
+def test_names_in_any_script(pictures: list[str]) -> None:
+    """Two of the same length, of none of whose letters OpenCV knows anything."""
+    index = replace(make_index([[OBJECT]], paths=pictures[:1]), classes=("собака", "корова"))
+    bodies: list[str] = []
+    for label in (0, 1):
+        seen = examine(make_found(index, [detections(((*FAR, label), 0.9))]))
+        parts, _ = make_galleries(index, seen.packed, seen.analysis)
+        bodies += [body for title, _, body in parts if title == "Most confident mistakes"]
+    dog, cow = map(last_picture, bodies)
+    assert (np.abs(dog.astype(int) - cow) > 100).any()
 
 
 def test_they_are_bounded(pictures: list[str]) -> None:

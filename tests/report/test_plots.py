@@ -49,9 +49,24 @@ def test_drawings(name: str) -> None:
     assert len(text) < 30_000
 
 
+def texts_of(drawing: Html) -> set[str]:
+    (text,) = re.findall(r"<svg.*</svg>", drawing, re.S)
+    return {text.strip() for text in ElementTree.fromstring(text).itertext()}
+
+
 def test_texts_stay_as_they_are() -> None:
     """Numbers are shortened in coordinates only."""
-    texts = ElementTree.fromstring(
-        re.findall(r"<svg.*</svg>", DRAWINGS["bars"](), re.S)[0]
-    ).itertext()
-    assert {"a", "<b>", "0.500", "\u2013"} <= {text.strip() for text in texts}
+    assert {"a", "<b>", "0.500", "\u2013"} <= texts_of(DRAWINGS["bars"]())
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("$\\frac$ or $x$", "$\\frac$ or $x$"),  # no formula, and no mistake in one
+        ("$$", "$$"),
+        ("血小板", "血小板"),  # Matplotlib's font lacks these letters
+        ("n" * 300, "n" * 23 + "\u2026"),
+    ],
+)
+def test_names_of_bars(name: str, written: str) -> None:
+    assert written in texts_of(bars("T", [name, "b"], [0.5, 0.5], x="x", labels=["1", "2"]))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.serve.clients import Fake, Running, picture, running, wait_until
-from tests.test_page import BROWSER
 
 # Of the fake's only box, at the picture's edge: class 1 has the second colour of page.css.
 ORANGE = [0xD5, 0x5E, 0x00]
-FLAGS = ("--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
+BROWSER_FLAGS = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
 EVENT = """([kind, data]) => {
   const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
   const carried = new DataTransfer();
@@ -34,18 +32,6 @@ FORM = """async (data) => {
   for (const name of ["ä.png", 'b"\\r\\n.png']) form.append("image", new File([bytes], name));
   return (await fetch("detect", { method: "POST", body: form })).json();
 }"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    if BROWSER is None:
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 class Tab:
@@ -79,10 +65,10 @@ class Tab:
 
 
 @pytest.mark.parametrize("way", ["file", "drop", "paste"])
-def test_a_picture(way: str, chromium: Any) -> None:
+def test_a_picture(way: str, browser: Any) -> None:
     data = picture(300, 400, suffix=".png")
     with running(Fake) as server:
-        tab = Tab(chromium, server)
+        tab = Tab(browser, server)
         page = tab.page
         if way == "file":
             file = {"name": "a.png", "mimeType": "image/png", "buffer": data}
@@ -107,10 +93,10 @@ def test_a_picture(way: str, chromium: Any) -> None:
         page.close()
 
 
-def test_a_newer_picture_takes_the_place(chromium: Any) -> None:
+def test_a_newer_picture_takes_the_place(browser: Any) -> None:
     detector = Fake()
     with running(lambda: detector) as server:
-        tab = Tab(chromium, server)
+        tab = Tab(browser, server)
         detector.gate.clear()
         for width in (50, 60):
             data = base64.b64encode(picture(40, width, suffix=".png")).decode()
@@ -124,9 +110,9 @@ def test_a_newer_picture_takes_the_place(chromium: Any) -> None:
         tab.page.close()
 
 
-def test_what_is_no_picture(chromium: Any) -> None:
+def test_what_is_no_picture(browser: Any) -> None:
     with running(Fake, max_pixels=100) as server:
-        tab = Tab(chromium, server)
+        tab = Tab(browser, server)
         for data, text in ((b"no", "isn't a picture"), (picture(), "expected at most 100")):
             file = {"name": "a.png", "mimeType": "image/png", "buffer": data}
             tab.page.set_input_files("#file", file)
@@ -134,10 +120,10 @@ def test_what_is_no_picture(chromium: Any) -> None:
         tab.page.close()
 
 
-def test_the_camera(chromium: Any) -> None:
+def test_the_camera(browser: Any) -> None:
     detector = Fake()
     with running(lambda: detector) as server:
-        tab = Tab(chromium, server)
+        tab = Tab(browser, server)
         page = tab.page
         page.locator("#camera").click()
         page.locator("#live").click()
@@ -157,9 +143,9 @@ def test_the_camera(chromium: Any) -> None:
         page.close()
 
 
-def test_the_token(chromium: Any) -> None:
+def test_the_token(browser: Any) -> None:
     with running(Fake, token="geheim") as server:
-        page = chromium.new_page()
+        page = browser.new_page()
         page.goto(f"http://127.0.0.1:{server.port}/")
         page.locator("#token").fill("geheim")
         page.get_by_role("button", name="Use it").click()
@@ -169,9 +155,9 @@ def test_the_token(chromium: Any) -> None:
         page.close()
 
 
-def test_a_form_of_the_browser(chromium: Any) -> None:
+def test_a_form_of_the_browser(browser: Any) -> None:
     with running(Fake) as server:
-        tab = Tab(chromium, server)
+        tab = Tab(browser, server)
         data = base64.b64encode(picture(10, 20)).decode()
         answer = tab.page.evaluate(FORM, data)
         # HTML's own rules for names: quotes and line ends are escaped
@@ -180,10 +166,10 @@ def test_a_form_of_the_browser(chromium: Any) -> None:
         tab.page.close()
 
 
-def test_the_documentation(chromium: Any) -> None:
+def test_the_documentation(browser: Any) -> None:
     with running(Fake) as server:
         asked = list[str]()
-        page = chromium.new_page(color_scheme="dark")
+        page = browser.new_page(color_scheme="dark")
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"http://127.0.0.1:{server.port}/docs")
         titles = page.locator("h2").all_inner_texts()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     from triscale.doctor.examine import examine
     from triscale.doctor.findings import count, in_words
     from triscale.doctor.mend import mend, require_new_folder
+    from triscale.engines.machine import cores
     from triscale.log import Narrator
     from triscale.recipe import load_recipe
 
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         recipe,
         base=load_recipe(DEFAULT_RECIPE),
         given=[text.partition("=")[0].strip() for text in overrides],
-        workers=_cores() if arguments.workers is None else arguments.workers,
+        workers=cores() if arguments.workers is None else arguments.workers,
         narrator=Narrator(),
     )
     content, changes = report.to_json(), list["Change"]()
@@ -88,11 +88,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{data}: {failed} {kinds} found{hint * bool(counts['error'])}")
 
 
-def _cores() -> int:
-    known = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-
-
 def _write(report: Report, content: dict[str, Any], out: Path) -> None:
     from triscale.doctor.sheet import sheet
     from triscale.files import write_atomically
@@ -109,8 +104,7 @@ def _print(report: Report) -> None:
     print(f"{report.format} data in {report.path}: {len(report.classes)} classes")
     for split in report.splits:
         print(f"{split.role} ({split.name}): {split.pictures} pictures, {split.objects} objects")
-    columns = [tuple(map(str, split.per_class)) for split in report.splits]
-    rows = [(name, *(c[i] for c in columns)) for i, name in enumerate(report.classes)]
+    rows = [(name, *map(str, counts)) for name, *counts in report.class_rows()]
     table(("class", *(split.role for split in report.splits)), rows)
     print(f"boxes are measured at an input size of {report.size}")
     for kind, found in grouped(report.findings).items():

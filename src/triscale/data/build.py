@@ -135,13 +135,16 @@ class Judged(NamedTuple):
 
     def fault(self, i: int) -> tuple[str, str, str]:
         """The kind of what is wrong with object `i`, the object, and the fault in words."""
-        picture = int(np.searchsorted(self.rows.offsets, i, "right")) - 1
-        height, width = self.rows.sizes[picture].tolist()
+        height, width = self.rows.sizes[self.picture_of(i)].tolist()
         classes, number = len(self.read.index.classes), int(self.faults[i])
         what = _FAULTS[number].format(width=width, height=height, classes=classes)
         values = zip(self.scan.convention.keys, self.rows.boxes[i].tolist(), strict=True)
         box = " ".join(f"{key}={value:.6g}" for key, value in values)
         return _KINDS[number], self.object(i), f"{what}: {box}"
+
+    def picture_of(self, i: int) -> int:
+        """The picture that shows object `i`."""
+        return int(np.searchsorted(self.rows.offsets, i, "right")) - 1
 
     def object(self, i: int) -> str:
         """Object `i` as a person finds it in its file."""

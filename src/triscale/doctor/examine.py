@@ -46,6 +46,10 @@ class Report(NamedTuple):
         """The pictures that are there and can't be decoded."""
         return [f.path for f in self.findings if f.kind == "broken-picture"]
 
+    def class_rows(self) -> list[tuple[str, *tuple[int, ...]]]:
+        """Each class with its objects in each split."""
+        return list(zip(self.classes, *(split.per_class for split in self.splits), strict=True))
+
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
         return {

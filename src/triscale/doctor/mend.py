@@ -204,7 +204,7 @@ def _mend_files(work: _Work) -> None:
             else:
                 _turn_or_leave_out(work, problem)
         for i in np.flatnonzero(judged.faults).tolist():
-            source = judged.rows.sources[_picture_of(judged, i)]
+            source = judged.rows.sources[judged.picture_of(i)]
             boxes.setdefault(source, {})[int(judged.rows.numbers[i])] = _new_box(work, judged, i)
     for file in {*boxes, *sizes}:
         changed = boxes.get(file, {})
@@ -286,7 +286,7 @@ def _turn_or_leave_out(work: _Work, problem: Problem) -> None:
 
 def _new_box(work: _Work, judged: Judged, i: int) -> Box | None:
     """What is left of a box in its picture, as it is to be written; None: nothing."""
-    picture = _picture_of(judged, i)
+    picture = judged.picture_of(i)
     source, (kind, name, what) = judged.rows.sources[picture], judged.fault(i)
     height, width = judged.rows.sizes[picture].tolist()
     if kind == "outside-box":
@@ -304,10 +304,6 @@ def _new_box(work: _Work, judged: Judged, i: int) -> Box | None:
         what += f" (only {left / area:.1%} of it is inside)"
     work.tell(source, name, f"deleted: {what}")
     return None
-
-
-def _picture_of(judged: Judged, i: int) -> int:
-    return int(np.searchsorted(judged.rows.offsets, i, "right")) - 1
 
 
 def _what(problem: Problem) -> str:

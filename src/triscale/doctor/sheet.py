@@ -54,10 +54,8 @@ def _overview(report: Report) -> Html:
             ("input size, pixels", report.size),
         ]
     )
-    columns = [split.per_class for split in report.splits]
-    rows = [(name, *(c[i] for c in columns)) for i, name in enumerate(report.classes)]
-    classes = table(("objects of", *(split.role for split in report.splits)), rows)
-    return Html(tiles + classes)
+    header = ("objects of", *(split.role for split in report.splits))
+    return Html(tiles + table(header, report.class_rows()))
 
 
 def _rows(found: Sequence[Finding], report: Report) -> Html:
@@ -133,8 +131,8 @@ def _side_by_side(left: Image, right: Image) -> Image:
     height = max(left.shape[0], right.shape[0])
     parts = [
         cv2.copyMakeBorder(
-            image, 0, height - image.shape[0], 0, 6, cv2.BORDER_CONSTANT, value=_GREY
+            image, 0, height - image.shape[0], 0, gap, cv2.BORDER_CONSTANT, value=_GREY
         )
-        for image in (left, right)
+        for image, gap in ((left, 6), (right, 0))
     ]
     return np.asarray(cv2.hconcat(parts), np.uint8)

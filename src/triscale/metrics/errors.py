@@ -54,9 +54,8 @@ def error_kinds(
     matches: Matches,
     *,
     num_classes: int,
-    use_07: bool = False,
 ) -> Errors:
-    """The kind of each mistake and the costs; `use_07`: of the 11-point AP, else of the area.
+    """The kind of each mistake and the costs, those in the AP that is an area (VOC2010 on).
 
     Mended means: of the mistakes of class (or location) about an object that nothing found, the one
     with the best score becomes correct, and the others of this kind go; the other false detections
@@ -87,7 +86,7 @@ def error_kinds(
             in_order = by_class_best_first(detections._replace(labels=labels), num_classes)
         used = in_order[keep[in_order]]
         left = np.bincount(truth.labels[objects], minlength=num_classes)
-        per_class = average_precisions(hits[used], labels[used], totals=left, use_07=use_07)
+        per_class = average_precisions(hits[used], labels[used], totals=left)
         empty = np.bincount(labels[used], minlength=num_classes) == 0
         return float(np.mean(np.where(left > 0, per_class, empty)[totals > 0]))
 

@@ -15,10 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from triscale.draw import Colour, Image
+from triscale.lettering import text_patch, writable
 from triscale.preview.seen import Seen
-
-Image = NDArray[np.uint8]
-Colour = tuple[int, int, int]
 
 SHOWN_SIDE = 1000  # pixels: small inputs are enlarged to about so many
 SMALL = 60  # pixels: what is drawn smaller isn't covered by captions, if there is another place
@@ -57,19 +56,17 @@ def draw_seen(seen: Seen, classes: Sequence[str]) -> Image:
         width, height = high[0] - low[0], high[1] - low[1]
         if max(width, height) < SMALL:  # a caption would hide it
             _area(taken, low, width, height)[:] = True
-    size = 0.45 if len(corners) < CROWD else 0.35
+    size = 13 if len(corners) < CROWD else 10
     for k, (low, high) in enumerate(corners):
-        text = f"{ascii_name(classes, int(seen.labels[k]))} s{strides[k]}"
+        label = int(seen.labels[k])
+        name, font = writable(classes[label], label)
+        text = f"{name} s{strides[k]}"
         text += f" x{seen.weights[k]:.2f}" if seen.weights[k] != 1 else ""
-        _caption(
-            out, taken, f"{text} lost" if lost[k] else text, (low, high), colours[k], size=size
+        text += " lost" if lost[k] else ""
+        _write(
+            out, taken, text_patch(text, size, font=font, colour=colours[k], margin=3), low, high
         )
     return np.concatenate([out, _legend(seen, out.shape[1])])
-
-
-def ascii_name(classes: Sequence[str], label: int) -> str:
-    """The name of a class, as far as OpenCV's letters go."""
-    return classes[label] if classes[label].isascii() else f"class {label}"
 
 
 def summary(seen: Seen) -> str:
@@ -135,29 +132,23 @@ def _dashed(
             cv2.line(image, (x, y), (x, min(y + 6, y2)), colour, line)
 
 
-def _caption(
+def _write(
     image: Image,
     taken: NDArray[np.bool_],
-    text: str,
-    corners: tuple[tuple[int, int], tuple[int, int]],
-    colour: Colour,
-    *,
-    size: float,
+    caption: Image,
+    low: tuple[int, int],
+    high: tuple[int, int],
 ) -> None:
-    """Words at a corner of a box, inside the picture, where the fewest others are in the way."""
-    (x1, y1), (x2, y2) = corners
-    width, height = cv2.getTextSize(text, _FONT, size, 1)[0][0] + 6, round(38 * size)
-    places = [(x, y) for y in (y1 - height, y2, y1, y2 - height) for x in (x1, x2 - width)]
+    """A caption at a corner of a box, inside the picture, where the fewest others are."""
+    (x1, y1), (x2, y2) = low, high
     rows, columns = image.shape[:2]
-    inside = [
-        (min(max(x, 0), max(columns - width, 0)), min(max(y, 0), rows - height)) for x, y in places
-    ]
-    left, top = min(inside, key=lambda at: int(_area(taken, at, width, height).sum()))
-    _area(taken, (left, top), width, height)[:] = True
-    _area(image, (left, top), width, height)[:] = colour
-    cv2.putText(
-        image, text, (left + 3, top + round(29 * size)), _FONT, size, _BLACK, 1, cv2.LINE_AA
-    )
+    caption = caption[:rows, :columns]
+    height, width = caption.shape[:2]
+    places = [(x, y) for y in (y1 - height, y2, y1, y2 - height) for x in (x1, x2 - width)]
+    inside = [(min(max(x, 0), columns - width), min(max(y, 0), rows - height)) for x, y in places]
+    at = min(inside, key=lambda at: int(_area(taken, at, width, height).sum()))
+    _area(taken, at, width, height)[:] = True
+    _area(image, at, width, height)[:] = caption
 
 
 def _area(array: NDArray[Any], at: tuple[int, int], width: int, height: int) -> NDArray[Any]:

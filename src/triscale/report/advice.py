@@ -128,12 +128,8 @@ def _about_mistakes(story: Story, seen: Seen) -> list[str]:
         return ["The validation split has no object, so nothing could be measured."]
     if score > WELL:
         return [f"Nearly everything is found and right (AP50 {score:.3f}): little is left to do."]
-    lines = [
-        line
-        for loss in losses_of(seen)[:2]
-        if loss.share >= MAIN_CAUSE
-        for line in [_of_kind(loss, story, seen)]
-    ]
+    main = [loss for loss in losses_of(seen)[:2] if loss.share >= MAIN_CAUSE]
+    lines = [_of_kind(loss, story, seen) for loss in main]
     metrics = story.best["metrics"] if story.best else {}
     loose, tight = metrics.get("AP50") or 0.0, metrics.get("AP75") or 0.0
     if not any("poor boxes" in line for line in lines) and loose > 0.3 and tight < TIGHT * loose:

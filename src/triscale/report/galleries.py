@@ -6,7 +6,6 @@ what isn't, yellow for objects that weren't found.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 
 from triscale.data.index import Index
 from triscale.data.loader import load
-from triscale.draw import Image
+from triscale.draw import Colour, Image
 from triscale.errors import UserError
+from triscale.lettering import text_patch, writable
 from triscale.metrics.analysis import Analysis
 from triscale.metrics.voc import PackedDetections
 from triscale.page import Html, figure, gallery
@@ -101,7 +101,8 @@ class _Painter:
         image = int(self.packed.images[row])
         kind = self.analysis.errors.kind_of[row]
         why = _WHY.get(self.analysis.errors.kinds[kind], "") if kind >= 0 else "wrong"
-        caption = f"{self._name(row)}: {why} ({self.index.ids[image]})"
+        name, score = self.index.classes[self.packed.labels[row]], self.packed.scores[row]
+        caption = f"{name} {score:.2f}: {why} ({self.index.ids[image]})"
         return self._figure(image, caption, around=self.packed.boxes[row])
 
     def missed(self, row: int) -> Html | None:
@@ -111,8 +112,9 @@ class _Painter:
         size = f"{box[2] - box[0]:.0f}x{box[3] - box[1]:.0f} pixels"
         return self._figure(image, f"{name}, {size} ({self.index.ids[image]})", around=box)
 
-    def _name(self, row: int) -> str:
-        return f"{self.index.classes[self.packed.labels[row]]} {self.packed.scores[row]:.2f}"
+    def _caption(self, label: np.integer, more: str, colour: Colour) -> Image:
+        name, font = writable(self.index.classes[label], int(label))
+        return text_patch(f"{name}{more}", 12, font=font, colour=colour, margin=2)
 
     def _figure(
         self, image: int, caption: str, *, around: NDArray[np.floating] | None = None
@@ -135,7 +137,7 @@ class _Painter:
         for row in range(objects.start, objects.stop):
             if not self.is_missed[row]:
                 _outline(canvas, (self.index.boxes[row] - corner) * scale, _TRUE, width=1)
-        labels: list[tuple[NDArray[np.floating], str, tuple[int, int, int]]] = []
+        captions: list[tuple[NDArray[np.floating], Image]] = []
         shown = self.packed.scores >= self.analysis.threshold
         kinds = self.analysis.errors.kind_of
         for row in np.flatnonzero((self.packed.images == image) & shown).tolist():
@@ -143,14 +145,15 @@ class _Painter:
             colour = _RIGHT if kinds[row] < 0 else _WRONG
             _outline(canvas, box, colour)
             if kinds[row] >= 0:
-                labels.append((box, self._name(row), _WRONG))
+                score = f" {self.packed.scores[row]:.2f}"
+                captions.append((box, self._caption(self.packed.labels[row], score, _WRONG)))
         for row in range(objects.start, objects.stop):
             box = (self.index.boxes[row] - corner) * scale
             if self.is_missed[row]:
                 _outline(canvas, box, _MISSED)
-                labels.append((box, self.index.classes[self.index.labels[row]], _MISSED))
-        for label in labels:  # on top of all boxes
-            _write(canvas, *label)
+                captions.append((box, self._caption(self.index.labels[row], "", _MISSED)))
+        for box, patch in captions:  # on top of all boxes
+            _write(canvas, box, patch)
         return figure(canvas, caption=caption, width=WIDTH)
 
 
@@ -168,24 +171,18 @@ def _window(pixels: Image, around: NDArray[np.floating] | None) -> tuple[int, in
     return x, y, wide, high
 
 
-def _outline(
-    image: Image, box: NDArray[np.floating], colour: tuple[int, int, int], *, width: int = 2
-) -> None:
+def _outline(image: Image, box: NDArray[np.floating], colour: Colour, *, width: int = 2) -> None:
     """A box with a dark edge, so that it shows on any ground."""
     x1, y1, x2, y2 = np.clip(np.nan_to_num(box), -10_000, 10_000).round().astype(int).tolist()
     cv2.rectangle(image, (x1, y1), (x2, y2), (0, 0, 0), width + 1, cv2.LINE_AA)
     cv2.rectangle(image, (x1, y1), (x2, y2), colour, width, cv2.LINE_AA)
 
 
-def _write(image: Image, box: NDArray[np.floating], text: str, colour: Sequence[int]) -> None:
-    """A text at the upper left corner of a box, inside the picture."""
-    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.42
-    text = text.encode("ascii", "replace").decode()  # what the font has
-    (width, height), below = cv2.getTextSize(text, font, scale, 1)
+def _write(image: Image, box: NDArray[np.floating], caption: Image) -> None:
+    """A caption at the upper left corner of a box, inside the picture."""
+    rows, columns = image.shape[:2]
+    caption = caption[:rows, :columns]
+    height, width = caption.shape[:2]
     x1, y1 = np.clip(np.nan_to_num(box[:2]), -10_000, 10_000).round().astype(int).tolist()
-    left = int(np.clip(x1, 0, max(0, image.shape[1] - width - 4)))
-    top = int(np.clip(y1 - height - below - 2, 0, max(0, image.shape[0] - height - below - 2)))
-    corner = (left + width + 4, top + height + below + 2)
-    cv2.rectangle(image, (left, top), corner, tuple(colour), -1)
-    ink = (0, 0, 0) if sum(colour) > 380 else (255, 255, 255)
-    cv2.putText(image, text, (left + 2, top + height + 1), font, scale, ink, 1, cv2.LINE_AA)
+    left, top = min(max(x1, 0), columns - width), min(max(y1 - height, 0), rows - height)
+    image[top : top + height, left : left + width] = caption

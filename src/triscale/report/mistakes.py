@@ -50,7 +50,7 @@ def _classes(seen: Seen) -> Section:
         recall = right / confusion.sum(1)[:-1]
     rest = [k for k in range(len(names)) if k not in set(order)]
     rows: list[tuple[Value, ...]] = [
-        (names[k], int(objects[k]), *(_number(float(each[k])) for each in (ap, precision, recall)))
+        (names[k], int(objects[k]), *(float(each[k]) for each in (ap, precision, recall)))
         for k in [*order, *rest]
     ]
     header = ("class", "objects", "AP", "precision", "recall")
@@ -96,19 +96,13 @@ def _precision_recall(seen: Seen) -> Section:
         coloured = [*known[:3], *known[-3:]]
     else:
         coloured = known
+    colours = {k: colour for colour, k in enumerate(coloured)}
     lines = [
-        Curve(names[k], analysis.curves[k].recall, analysis.curves[k].precision, None)
-        for k in known
-        if k not in coloured
-    ]
-    lines += [
-        Curve(names[k], analysis.curves[k].recall, analysis.curves[k].precision, colour)
-        for colour, k in enumerate(coloured)
+        Curve(names[k], analysis.curves[k].recall, analysis.curves[k].precision, colours.get(k))
+        for k in sorted(known, key=lambda k: k in colours)  # the coloured ones on top
     ]
     limits = (0.0, 1.02)
-    parts = [
-        curves("By class", lines, x="recall", y="precision", limits=limits),
-    ]
+    parts = [curves("By class", lines, x="recall", y="precision", limits=limits)]
     at = analysis.at_threshold
     if len(analysis.f1.scores):
         best = None if np.isnan(analysis.f1.best) else (analysis.f1.threshold, analysis.f1.best)
@@ -139,7 +133,7 @@ def _kinds(seen: Seen) -> Section:
         (
             errors.kinds[k],
             int(errors.counts[k]),
-            _number(float(errors.d_ap[k])),
+            float(errors.d_ap[k]),
             Cell(f"{share.get(errors.kinds[k], 0.0):.0%}", share.get(errors.kinds[k], 0.0)),
         )
         for k in order
@@ -216,12 +210,7 @@ def _scores(seen: Seen) -> Section:
     calibration = seen.analysis.calibration
     edges = np.linspace(0, 1, len(calibration.count) + 1)
     rows: list[tuple[Value, ...]] = [
-        (
-            f"{low:.1f}\u2013{high:.1f}",
-            int(count),
-            _number(float(score)),
-            _number(float(precision)),
-        )
+        (f"{low:.1f}\u2013{high:.1f}", int(count), float(score), float(precision))
         for low, high, count, score, precision in zip(
             edges[:-1],
             edges[1:],
@@ -244,8 +233,7 @@ def _sizes(seen: Seen) -> Section:
     """AP and recall by the size of the objects."""
     sizes = seen.analysis.sizes
     rows: list[tuple[Value, ...]] = [
-        (row.name, _range(row.low, row.high), row.objects, _number(row.ap), _number(row.recall))
-        for row in sizes
+        (row.name, _range(row.low, row.high), row.objects, row.ap, row.recall) for row in sizes
     ]
     some = [row for row in sizes if row.objects]
     parts = [table(("size", "side in pixels", "objects", "AP", "recall"), rows, sortable=False)]
@@ -270,10 +258,6 @@ def _sizes(seen: Seen) -> Section:
 def _range(low: float, high: float) -> str:
     low, high = low**0.5, high**0.5
     return f"from {low:.0f}" if np.isinf(high) else f"{low:.0f}\u2013{high:.0f}"
-
-
-def _number(value: float) -> Value:
-    return None if np.isnan(value) else Cell(f"{value:.3f}", float(value))
 
 
 def _text(value: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -45,8 +46,10 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelcolor": _MUTED,
     "ytick.labelcolor": _MUTED,
     "lines.linewidth": 1.6,
+    "text.parse_math": False,  # "$" is a character of a class's name
 }
 _SIZE = 4.2, 2.6  # inches: readable on a phone, where it is as wide
+_NAME = 24  # letters: longer names of bars would leave no room for these
 
 
 class Curve(NamedTuple):
@@ -115,7 +118,7 @@ def bars(
         top = max([*values, 0.01])
         for row, value, label in zip(rows, values, labels, strict=True):
             axes.text(value + 0.015 * top, row, label, va="center", fontsize=8.5)
-        axes.set_yticks(rows, names)
+        axes.set_yticks(rows, [n if len(n) <= _NAME else f"{n[: _NAME - 1]}\u2026" for n in names])
         axes.margins(y=0.02)
         axes.tick_params("y", length=0, labelcolor=_INK)
         axes.set_xlim(min([*values, 0.0]), 1.25 * top)
@@ -173,6 +176,7 @@ def _axes(x: str, y: str, *, height: float = _SIZE[1]) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     for each in (figure, axes):
         each.patch.set_visible(False)
+    axes.locator_params("x", nbins=6)  # more numbers than that would touch
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     return figure, axes
@@ -181,8 +185,11 @@ def _axes(x: str, y: str, *, height: float = _SIZE[1]) -> tuple[Figure, Axes]:
 def _write(figure: Figure, title: str) -> str:
     """The drawing, without what a page has no use for."""
     file = io.StringIO()
-    # Not savefig, which draws everything twice.
-    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+    with warnings.catch_warnings():
+        # its font only measures; the reader's browser has others
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        # Not savefig, which draws everything twice.
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)

@@ -103,7 +103,7 @@ def _headline(story: Story, seen: Seen | None, notes: Sequence[str]) -> Section:
         threshold = seen.analysis.threshold
         tiles += [
             ("score with the best F1", Cell(f"{threshold:.2f}", threshold)),
-            ("F1 there", _rounded(seen.analysis.f1.best)),
+            ("F1 there", seen.analysis.f1.best),
         ]
         commands += [f"triscale predict {run} PICTURES --score {max(0.01, threshold):.2f}"]
     if not is_finished(story):
@@ -233,7 +233,3 @@ def duration(seconds: float) -> str:
 def _column(records: Sequence[Any], name: str) -> list[float]:
     """A number of each record; nan where it has none."""
     return [float("nan") if each.get(name) is None else float(each[name]) for each in records]
-
-
-def _rounded(value: float) -> Value:
-    return None if np.isnan(value) else Cell(f"{value:.3f}", value)

@@ -20,6 +20,7 @@ import torch
 import triscale
 from triscale.errors import UserError
 from triscale.evaluation import Evaluation
+from triscale.packages import require_packages
 from triscale.report.found import BEST, LAST, Found, save_found
 
 SHARE = 0.03  # of a run's time, at most, that goes into its pages
@@ -58,6 +59,7 @@ def keep_up(
         return
     began = time.monotonic()
     try:
+        require_packages("matplotlib", purpose="the page")
         from triscale.report.build import NAME, write_report  # here: it loads the drawing library
         from triscale.report.story import read_story
 

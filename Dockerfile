@@ -6,11 +6,9 @@ FROM python:3.13.9-slim-bookworm AS build
 WORKDIR /build
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src src
-# Of the dependencies only those of two extras: torch, which trains, stays out.
+# Without the extra `train`, which brings torch.
 RUN python -m venv /opt/triscale \
-    && python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["runtime"], *extras["serve"], sep="\n")' > requirements.txt \
-    && /opt/triscale/bin/pip install --no-cache-dir --only-binary=:all: -c constraints.txt -r requirements.txt \
-    && /opt/triscale/bin/pip install --no-cache-dir --no-deps . \
+    && /opt/triscale/bin/pip install --no-cache-dir --only-binary=:all: -c constraints.txt '.[runtime,serve]' \
     && /opt/triscale/bin/pip uninstall --yes pip
 
 FROM python:3.13.9-slim-bookworm

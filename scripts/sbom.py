@@ -87,12 +87,17 @@ def is_allowed(name: str, licence: str) -> bool:
 
 
 def declared(extras: Iterable[str]) -> list[Requirement]:
-    """What pyproject.toml asks for: the core's needs and those of the extras."""
+    """What pyproject.toml asks for: the core's needs and those of the extras, with theirs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    texts = [*project["dependencies"]]
-    for extra in extras:
-        texts += project["optional-dependencies"][extra]
-    return [Requirement(text) for text in texts]
+    found = [Requirement(text) for text in project["dependencies"]]
+    waiting = list(extras)
+    while waiting:
+        for need in map(Requirement, project["optional-dependencies"][waiting.pop()]):
+            if need.name == "triscale":
+                waiting += need.extras
+            else:
+                found.append(need)
+    return found
 
 
 def closure(requirements: Iterable[Requirement]) -> tuple[dict[str, Package], list[str]]:
@@ -108,9 +113,6 @@ def closure(requirements: Iterable[Requirement]) -> tuple[dict[str, Package], li
         if all((name, extra) in seen for extra in extras):
             continue
         seen |= {(name, extra) for extra in extras}
-        if name == "triscale":
-            waiting += declared(wanted.extras)
-            continue
         try:
             package = distribution(name)
         except PackageNotFoundError:

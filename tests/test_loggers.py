@@ -6,7 +6,6 @@ KiB, each record with CRC, length and type) of its own protobuf records.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -25,7 +24,7 @@ import numpy as np
 import pytest
 
 from tests.running import MakeRecipe, records, run_quietly
-from triscale import adaptors, runs
+from triscale import adaptors, packages, runs
 from triscale.adaptors import flat, scalars
 from triscale.cli import main
 from triscale.data.open import Data
@@ -165,16 +164,19 @@ def test_a_missing_package_is_a_line(
     spec: ModuleSpec | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder `wandb` in the working directory, as runs leave it, is no package."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(UserError, match=r"wandb isn't installed; pip install 'wandb', or"):
+    monkeypatch.setattr(packages, "find_spec", lambda name: spec)
+    with pytest.raises(
+        UserError,
+        match=r"^log\.to needs wandb, .* 'triscale\[wandb\]'",
+    ):
         LogConfig(("wandb",)).require_installed()
 
 
 def test_it_is_missed_before_anything_starts(
     data: Data, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install 'mlflow-skinny'"):
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'triscale\[mlflow\]'"):
         run_quietly(tiny_recipe("log.to=['mlflow']"), data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -16,11 +16,16 @@ import tarfile
 import tomllib
 import zipfile
 from email.message import Message
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from PIL import Image
 
 import triscale
+from tests.exported import write_exported
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -110,7 +115,7 @@ def test_metadata(metadata: Message) -> None:
     assert metadata["Description-Content-Type"] == "text/markdown"
     extras = set(metadata.get_all("Provides-Extra") or [])
     assert extras == set(PROJECT["optional-dependencies"])
-    assert extras >= {"export", "openvino", "runtime", "serve", "all"}
+    assert extras >= {"train", "export", "openvino", "runtime", "serve", "all"}
 
 
 def test_all_is_all_that_users_need() -> None:
@@ -134,17 +139,56 @@ def test_version_is_said_once(metadata: Message) -> None:
     assert f"\n## [{triscale.__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
-def test_runs_from_the_wheel(built: tuple[Path, Path], tmp_path: Path) -> None:
-    """Unpacked, and nothing else of ours in sight."""
-    shutil.unpack_archive(built[0], tmp_path / "site", "zip")
-    done = subprocess.run(
-        [sys.executable, "-m", "triscale", "recipes"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "gluoncv-voc" in done.stdout
+def needed(metadata: Message, extras: set[str]) -> dict[str, Distribution]:
+    """The packages that an installation of the wheel with these extras has, by name."""
+    found: dict[str, Distribution] = {}
+    waiting = [(text, extras) for text in metadata.get_all("Requires-Dist") or []]
+    while waiting:
+        text, asked = waiting.pop()
+        need = Requirement(text)
+        if need.marker and not any(need.marker.evaluate({"extra": e}) for e in asked | {""}):
+            continue
+        package = distribution(need.name)
+        if found.setdefault(canonicalize_name(need.name), package) is package:
+            waiting += [(text, need.extras) for text in package.requires or []]
+    return found
+
+
+@pytest.mark.parametrize("extras", [set[str](), {"runtime"}, {"runtime", "serve"}])
+def test_no_torch_without_training(metadata: Message, extras: set[str]) -> None:
+    """What pip installs, as the packages' own metadata say."""
+    names = set(needed(metadata, extras))
+    assert {"numpy", "opencv-python-headless", "safetensors"} <= names
+    assert ("onnxruntime" in names) is ("runtime" in extras)
+    assert not {"torch", "matplotlib", "onnx", "sympy"} & names
+    assert len(names) < 25
+    assert {"torch", "matplotlib"} <= set(needed(metadata, {"train"}))
+
+
+def test_installed_without_torch(
+    built: tuple[Path, Path], metadata: Message, tmp_path: Path
+) -> None:
+    """The wheel and what `[runtime]` needs in a place of their own, and nothing else in sight."""
+    site = tmp_path / "site"
+    shutil.unpack_archive(built[0], site, "zip")
+    for package in needed(metadata, {"runtime"}).values():
+        for name in {file.parts[0] for file in package.files or []} - {"..", "__pycache__"}:
+            if not (site / name).exists():
+                (site / name).symlink_to(str(package.locate_file(name)))
+    write_exported(tmp_path / "model.onnx", resize=False)
+    Image.new("RGB", (50, 20), (204, 102, 51)).save(tmp_path / "picture.png")
+    for words, said in (
+        ("recipes", "gluoncv-voc"),
+        ("predict model.onnx picture.png --json", '"score": 0.8'),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-S", "-m", "triscale", *words.split()],  # -S: no other site-packages
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(site)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout

@@ -74,7 +74,13 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'triscale' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
+    try:
+        home = importlib.import_module(_HOME_OF[name])
+    except ModuleNotFoundError as error:
+        from triscale.packages import explained
+
+        raise explained(error, f"triscale.{name}") from None
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

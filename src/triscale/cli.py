@@ -31,6 +31,7 @@ from triscale.commands import (
 )
 from triscale.errors import OutOfMemoryError, ProcessLostError, UserError, ran_out_of_memory
 from triscale.interrupt import Interrupted, leave_undisturbed
+from triscale.packages import explained
 
 _COMMANDS = {
     "check": check,
@@ -79,14 +80,8 @@ def guarded(run: Callable[[], None]) -> int:
             sys.stdout.flush()  # here, where a closed pipe can still be caught
     except UserError as error:
         return _fail(str(error), 2)
-    except ModuleNotFoundError as error:  # an installation for exported networks only, say
-        if not error.name or error.name.startswith("triscale"):
-            raise
-        return _fail(
-            f"this needs the package {error.name}, which isn't installed here; "
-            "install it with: pip install 'triscale[all]'",
-            2,
-        )
+    except ModuleNotFoundError as error:  # of an extra
+        return _fail(str(explained(error, "this")), 2)
     except BrokenPipeError:  # `triscale ... | head`: nobody is listening any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141

@@ -2,7 +2,7 @@
 
 OpenCV's own letters are ASCII only. DejaVu Sans comes with matplotlib and has Latin, Greek,
 Cyrillic, Hebrew, Arabic and more; for other scripts the fonts of the machine are looked through.
-Where matplotlib is missing, beside an exported network, the letters are Pillow's, ASCII.
+Where matplotlib is missing, as without the extra `train`, the letters are Pillow's, ASCII.
 """
 
 from __future__ import annotations

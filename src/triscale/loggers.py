@@ -6,7 +6,6 @@ is asked for, and none can end a run: one that fails is switched off, with a war
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Self
 
 from triscale.adaptors import Logger, MLflow, Record, TensorBoard, WandB, scalars
 from triscale.errors import UserError
+from triscale.packages import require_packages
 
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}
 _KINDS: dict[str, Callable[[Path, Record], Logger]] = {
     "tensorboard": TensorBoard,
     "wandb": WandB,
@@ -32,18 +31,13 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         for name in self.to:
-            if name not in _PACKAGES:
-                raise UserError(f"log.to: expected {', '.join(_PACKAGES)}, got '{name}'")
+            if name not in _KINDS:
+                raise UserError(f"log.to: expected {', '.join(_KINDS)}, got '{name}'")
 
     def require_installed(self) -> None:
         """UserError if a package is missing; none is imported."""
         for name in self.to:
-            found = importlib.util.find_spec(name)
-            if found is None or found.origin is None:  # a mere folder of that name
-                raise UserError(
-                    f"log.to: {name} isn't installed; pip install '{_PACKAGES[name]}', or leave it "
-                    "out (--log '')"
-                )
+            require_packages(name, purpose="log.to")
 
 
 class Loggers:

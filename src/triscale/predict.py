@@ -18,6 +18,7 @@ from triscale.data.pictures import read_picture
 from triscale.detections import Detections
 from triscale.engines import Engine
 from triscale.errors import UserError
+from triscale.packages import is_here, require_packages
 from triscale.pixels import Fit
 from triscale.types import Sample
 
@@ -119,8 +120,7 @@ def find_weights(path: Path) -> Path:
     if not path.is_dir():
         if path.is_file():
             return path
-        from triscale.weights.formats import cached
-        from triscale.weights.zoo import ZOO
+        from triscale.weights.zoo import ZOO, cached
 
         if downloaded := cached(str(path)):
             return downloaded
@@ -141,11 +141,11 @@ def find_weights(path: Path) -> Path:
 def _open(path: Path, *, device: str, precision: Literal["fp32", "bf16", "auto"]) -> Engine:
     """The fastest of what is installed and runs the file."""
     if not is_exported(path):
+        require_packages("torch", purpose=str(path))
         from triscale.engines.pytorch import TorchEngine
 
         return TorchEngine(path, device=device, precision=precision)
     from triscale.engines.header import require_usable
-    from triscale.engines.machine import is_here
     from triscale.engines.onnx import OnnxEngine
     from triscale.engines.openvino import OpenVinoEngine
 
@@ -155,9 +155,9 @@ def _open(path: Path, *, device: str, precision: Literal["fp32", "bf16", "auto"]
         engine = OpenVinoEngine(path, precision=precision)
         if engine.header.precision == "int8" and not path.is_dir() and is_here("onnxruntime"):
             engine = OnnxEngine(path)  # OpenVINO rounds this form worse: export/int8.py
-    elif precision == "bf16":
-        raise UserError(f"{path}: onnxruntime has no bf16 on CPUs; OpenVINO: pip install openvino")
     else:
+        if precision == "bf16":  # onnxruntime has none on CPUs
+            require_packages("openvino", purpose=f"{path} in bf16")
         engine = OnnxEngine(path)
     require_usable(engine.header, source=str(path))
     return engine

@@ -102,20 +102,21 @@ def test_header_texts(onnx_file: Path) -> None:
     [
         (("openvino", "onnxruntime"), "OpenVINO"),
         (("onnxruntime",), "onnxruntime"),
-        ((), "pip install onnxruntime"),
+        ((), r"pip install 'triscale\[runtime\]'$"),
     ],
 )
 def test_choice(
     there: tuple[str, ...], expected: str, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "find_spec", lambda name: name in there or None)
+    monkeypatch.setattr("triscale.predict.is_here", lambda name: name in there)
+    monkeypatch.setattr("triscale.packages.is_here", lambda name: name in there)
     if not there:
         with pytest.raises(UserError, match=expected):
             Detector(onnx_file)
         return
     assert Detector(onnx_file).engine.name.startswith(expected)
     if expected == "onnxruntime":
-        with pytest.raises(UserError, match="no bf16"):
+        with pytest.raises(UserError, match=r"in bf16 needs openvino, which isn't installed: "):
             Detector(onnx_file, precision="bf16")
     with pytest.raises(UserError, match="runs on the CPU"):
         Detector(onnx_file, device="cuda")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import zipfile
 from pathlib import Path
 
@@ -188,12 +187,8 @@ def test_refused(
 
 
 def test_missing_package(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = importlib.util.find_spec
-    monkeypatch.setattr(
-        "triscale.engines.machine.find_spec",
-        lambda name: None if name.startswith("onnx") else there(name),
-    )
-    with pytest.raises(UserError, match=r"pip install onnx onnxscript onnxruntime$"):
+    monkeypatch.setattr("triscale.packages.is_here", lambda name: not name.startswith("onnx"))
+    with pytest.raises(UserError, match=r"pip install 'triscale\[export\]'$"):
         quietly(weights, tmp_path / "small.onnx", Wanted())
 
 

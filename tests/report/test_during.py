@@ -90,6 +90,21 @@ def test_what_fails_is_said(
     assert (tmp_path / "run" / BEST).exists()
 
 
+def test_without_matplotlib(
+    data: Data,
+    tiny_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run needs it for nothing else."""
+    monkeypatch.setattr("triscale.packages.is_here", lambda name: name != "matplotlib")
+    said = run_with(tiny_recipe("train.report=true", "train.epochs=1"), data, tmp_path / "run")
+    assert (
+        "(the page needs matplotlib, which isn't installed: pip install 'triscale[train]')" in said
+    )
+    assert (tmp_path / "run" / BEST).exists()
+
+
 def test_the_disk_is_full(crasher: Crasher, devkit: Path, tmp_path: Path) -> None:
     """As with every file of a run: one line; when there is room again, the run goes on."""
     run = tmp_path / "run"

@@ -319,4 +319,6 @@ def test_a_missing_library_is_named(tmp_path: Path) -> None:
         [sys.executable, "-c", code], check=False, capture_output=True, text=True
     )
     assert ended.returncode == 2
-    assert "serve needs uvicorn; install them with: pip install 'triscale[serve]'" in ended.stderr
+    assert (
+        "serve needs uvicorn, which isn't installed: pip install 'triscale[serve]'" in ended.stderr
+    )

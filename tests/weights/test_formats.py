@@ -21,7 +21,6 @@ from triscale.pixels import NORMALISATIONS, InputConfig
 from triscale.weights import zoo
 from triscale.weights.contents import Weights, WeightsInfo
 from triscale.weights.formats import (
-    cached,
     convert,
     fetch,
     files_of,
@@ -196,9 +195,9 @@ def published(
 
 def test_fetch(published: tuple[str, Weights], server: Server) -> None:
     mirror, weights = published
-    assert cached("small") is None
+    assert zoo.cached("small") is None
     path = fetch("small", narrator=QUIET, mirror=mirror)
-    assert cached("small") == path
+    assert zoo.cached("small") == path
     assert path.name == f"small-{zoo.ZOO['small'][:8]}.safetensors"
     kept = {p.name for p in path.parent.iterdir()} - {".lock"}
     assert kept == {path.name}, "the published file is not kept beside ours"
@@ -210,7 +209,7 @@ def test_fetch(published: tuple[str, Weights], server: Server) -> None:
 
 
 def test_unknown_names_are_not_fetched() -> None:
-    assert cached("yolo9") is None
+    assert zoo.cached("yolo9") is None
     with pytest.raises(UserError, match="no published weights are called 'darknet52'"):
         fetch("darknet52", narrator=QUIET)
 

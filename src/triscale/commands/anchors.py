@@ -10,6 +10,7 @@ from pathlib import Path
 from triscale.commands.as_train import add_recipe, open_as_train
 from triscale.commands.options import require_new, table
 from triscale.errors import UserError
+from triscale.packages import require_packages
 
 HELP = "compare the network's anchors with others that fit the data, and write a recipe"
 _SETS = ("as they are", "by k-means")
@@ -29,6 +30,8 @@ def run(arguments: argparse.Namespace) -> None:
     target = Path(arguments.write) if arguments.write else None
     if target and not arguments.force:
         require_new([target], hint="; --force replaces it")
+    if arguments.out:
+        require_packages("torch", "matplotlib", purpose="triscale anchors --out")
     import numpy as np
     import tomli_w
 

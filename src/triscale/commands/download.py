@@ -19,13 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the arguments say."""
-    from triscale.log import Narrator
-    from triscale.weights.formats import convert, fetch, files_of, writer_of
     from triscale.weights.zoo import ZOO
 
     if arguments.name == "list":
         print("\n".join(ZOO))
         return
+    from triscale.log import Narrator
+    from triscale.weights.formats import convert, fetch, files_of, writer_of
+
     target = Path(arguments.to) if arguments.to else None
     if target:
         writer_of(target)  # before the long download

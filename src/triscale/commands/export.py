@@ -10,6 +10,7 @@ from typing import Literal
 
 from triscale.commands.options import add_volume, require_new, table
 from triscale.errors import UserError
+from triscale.packages import require_packages
 
 HELP = "write a detector for other programs: ONNX, OpenVINO or torch.export"
 
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--int8: name a data set with --calibrate, its training pictures are used")
     if arguments.calibrate and not arguments.int8:
         raise UserError("--calibrate: is for --int8, which wasn't asked for")
+    require_packages("torch", purpose="triscale export", extra="export")
     from triscale.export.write import Wanted, export
     from triscale.log import Narrator
 

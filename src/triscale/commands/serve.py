@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 from triscale.commands.options import add_precision
 from triscale.errors import UserError
 from triscale.files import read_lines
+from triscale.packages import require_packages
 
 HELP = "answer requests over HTTP, with a page to try it"
 
@@ -54,11 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the arguments say."""
-    missing = [name for name in ("starlette", "uvicorn") if not find_spec(name)]
-    if missing:
-        raise UserError(
-            f"serve needs {' and '.join(missing)}; install them with: pip install 'triscale[serve]'"
-        )
+    require_packages("starlette", "uvicorn", purpose="triscale serve")
     # OpenCV's own lines about damaged pictures say less than ours; who wants them sets this.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     from triscale.serve.server import serve

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from triscale.detections import Detections
 from triscale.engines.header import read_header, run_whole
-from triscale.engines.machine import cores, require_packages
+from triscale.engines.machine import cores
 from triscale.errors import UserError
+from triscale.packages import require_packages
 from triscale.pixels import Fit
 
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from triscale.detections import Detections
 from triscale.engines.header import read_header, run_whole
-from triscale.engines.machine import cores, require_packages
+from triscale.engines.machine import cores
 from triscale.engines.telemetry import refuse_telemetry
 from triscale.errors import UserError
+from triscale.packages import require_packages
 from triscale.pixels import Fit
 
 SECTION = "framework"  # of rt_info: where OpenVINO keeps the metadata of an ONNX file

@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 from triscale.engines.header import Run
-from triscale.engines.machine import require_packages
 from triscale.engines.onnx import OnnxEngine
 from triscale.engines.openvino import OpenVinoEngine, xml_of
 from triscale.engines.pytorch import TorchEngine
@@ -27,6 +26,7 @@ from triscale.export.pictures import choose_pictures, training_pictures, with_ba
 from triscale.export.pt2 import open_pt2, write_pt2
 from triscale.files import flush, naming
 from triscale.log import Narrator
+from triscale.packages import require_packages
 from triscale.predict import find_weights, is_exported, prepare, read_pixels
 from triscale.weights.formats import load_weights
 
@@ -128,9 +128,11 @@ def _require_possible(kind: Kind, wanted: Wanted) -> None:
         if no:
             raise UserError(why)
     if kind != "pt2":
-        require_packages("onnx", "onnxscript", "onnxruntime", purpose="triscale export")
+        require_packages(
+            *("onnx", "onnxscript", "onnxruntime"), purpose="triscale export", extra="export"
+        )
     if kind == "openvino":
-        require_packages("openvino", purpose="triscale export to OpenVINO")
+        require_packages("openvino", purpose="an export to OpenVINO")
 
 
 def _require_replaceable(target: Path, kind: Kind) -> None:

@@ -13,6 +13,7 @@ import torch
 import triscale
 from triscale.errors import UserError
 from triscale.evaluation import Evaluation
+from triscale.packages import require_packages
 from triscale.report.found import BEST, LAST, Found, save_found
 
 
@@ -26,6 +27,7 @@ def keep_up(folder: Path, found: Found, *, is_best: bool, say: Callable[[str], N
     if is_best:
         save_found(folder / BEST, found)
     try:
+        require_packages("matplotlib", purpose="the page")
         from triscale.report.build import NAME, write_report  # here: it loads the drawing library
         from triscale.report.story import read_story
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triscale.errors import UserError
-from triscale.files import cache_folder, locked, remove_leftovers
+from triscale.files import locked, remove_leftovers
 from triscale.model.yolo import YOLOv3, skeleton
 from triscale.pixels import Fit
 from triscale.weights import gluoncv, zoo
@@ -128,7 +128,7 @@ def convert(
 
 def fetch(name: str, *, narrator: Narrator, mirror: str | None = None) -> Path:
     """Published weights by name as our own file in the cache folder, downloaded if need be."""
-    if path := cached(name):
+    if path := zoo.cached(name):
         return path
     params = zoo.download(name, narrator=narrator, mirror=mirror)
     path = params.with_suffix(".safetensors")
@@ -138,11 +138,3 @@ def fetch(name: str, *, narrator: Narrator, mirror: str | None = None) -> Path:
             convert(params, path)
             params.unlink()
     return path
-
-
-def cached(name: str) -> Path | None:
-    """The file that `fetch` left for a name; None if there is none."""
-    if name not in zoo.ZOO:
-        return None
-    path = cache_folder() / f"{zoo.stem_of(name)}.safetensors"
-    return path if path.is_file() else None

@@ -89,6 +89,12 @@ def stem_of(name: str) -> str:
     return f"{name}-{ZOO[name][:8]}"
 
 
+def cached(name: str) -> Path | None:
+    """The file that `triscale download` left for a name; None if there is none."""
+    path = cache_folder() / f"{stem_of(name)}.safetensors" if name in ZOO else None
+    return path if path and path.is_file() else None
+
+
 def _url(mirror: str, stem: str) -> str:
     try:
         parts = urlsplit(mirror)

@@ -38,6 +38,14 @@ TINY = (
 )
 
 
+def set_words(*assignments: str) -> list[str]:
+    """What sets these keys on a command line."""
+    return [word for assignment in assignments for word in ("--set", assignment)]
+
+
+SETS = set_words(*TINY)
+
+
 @pytest.fixture(autouse=True)
 def no_service_is_left() -> Iterator[None]:
     """Weights & Biases keeps a process for all runs of a program; other tests count processes."""

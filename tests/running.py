@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.conftest import TINY
+from tests.conftest import TINY, set_words
 from triscale.data.open import Data
 from triscale.log import Narrator
 from triscale.recipe import Recipe
@@ -23,8 +23,8 @@ TIMES = ("images_per_second", "data_seconds")
 def begin(devkit: Path, run: Path, *overrides: str) -> list[str]:
     """The words that start a run of five steps in two epochs, each with a state."""
     sets = (*TINY, "train.epochs=2", "checkpoint.every_steps=1", "train.save_interval=1")
-    words = [word for text in (*sets, *overrides) for word in ("--set", text)]
-    return ["train", str(devkit), "--recipe", "small", "--out", str(run), *words]
+    words = ["train", str(devkit), "--recipe", "small", "--out", str(run)]
+    return [*words, *set_words(*sets, *overrides)]
 
 
 def run_quietly(recipe: Recipe, data: Data, run: Path, *, resume: bool = False) -> Result:

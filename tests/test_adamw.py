@@ -6,14 +6,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.test_optim import small_model
 from triscale.adamw import AdamW
-from triscale.optim import OptimConfig, hold, load_state_tensors, set_lr, state_tensors
-from triscale.optim import make_optimizer as make
+from triscale.optim import (
+    OptimConfig,
+    hold,
+    load_state_tensors,
+    make_optimizer,
+    parameter_groups,
+    set_lr,
+    state_tensors,
+)
 
 
-def small_model() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+def make(model: nn.Module) -> AdamW:
+    config = OptimConfig(name="adamw", weight_decay=0.1)
+    optimizer = make_optimizer(parameter_groups(model, config), config)
+    assert isinstance(optimizer, AdamW)
+    return optimizer
 
 
 def take_gradients(model: nn.Module, step: int) -> None:
@@ -81,8 +91,8 @@ def test_a_step_that_is_none(read: bool, monkeypatch: pytest.MonkeyPatch) -> Non
     if not read:  # a gate that stays a tensor
         monkeypatch.setattr("triscale.updates.is_read", lambda ok: False)
     model, untouched = small_model(), small_model()
-    optimizer = make(model, OptimConfig(name="adamw", weight_decay=0.1))
-    reference = make(untouched, OptimConfig(name="adamw", weight_decay=0.1))
+    optimizer = make(model)
+    reference = make(untouched)
     for step, good in enumerate((True, False, True)):
         take_gradients(model, step)
         set_lr(optimizer, 0.01, step=step)
@@ -101,7 +111,6 @@ def test_a_step_that_is_none(read: bool, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_exact_resume() -> None:
     """Half of the steps, and the other half by an optimiser that was given the state."""
-    config = OptimConfig(name="adamw", weight_decay=0.1)
 
     def go_on(model: nn.Module, optimizer: AdamW, steps: range) -> None:
         for step in steps:
@@ -110,12 +119,12 @@ def test_exact_resume() -> None:
             optimizer.step()
 
     whole, halves = small_model(), small_model()
-    go_on(whole, _adamw(make(whole, config)), range(10))
-    first = _adamw(make(halves, config))
+    go_on(whole, make(whole), range(10))
+    first = make(halves)
     go_on(halves, first, range(5))
     kept = {name: tensor.clone() for name, tensor in state_tensors(first, halves).items()}
     assert sorted({name.split(".")[0] for name in kept}) == ["moment", "square"]
-    second = _adamw(make(halves, config))
+    second = make(halves)
     load_state_tensors(second, halves, kept)
     go_on(halves, second, range(5, 10))
     for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
@@ -124,7 +133,7 @@ def test_exact_resume() -> None:
 
 def test_what_is_held_stands_still() -> None:
     model = small_model()
-    optimizer = _adamw(make(model, OptimConfig(name="adamw", weight_decay=0.1)))
+    optimizer = make(model)
     hold(model[0], optimizer, still=True)
     before = [param.detach().clone() for param in model.parameters()]
     take_gradients(model, 0)
@@ -137,8 +146,3 @@ def test_parameters_without_gradient_stay() -> None:
     weight: Tensor = nn.Parameter(torch.ones(3))
     AdamW([weight], lr=0.1, weight_decay=0.5).step()
     assert weight.tolist() == [1, 1, 1]
-
-
-def _adamw(optimizer: object) -> AdamW:
-    assert isinstance(optimizer, AdamW)
-    return optimizer

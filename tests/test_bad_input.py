@@ -13,10 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.conftest import TINY
+from tests.conftest import SETS
 from triscale.cli import guarded, main
-
-SETS = [word for assignment in TINY for word in ("--set", assignment)]
 
 
 def complaint(words: list[str], capsys: pytest.CaptureFixture[str], *, code: int = 2) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import TINY
+from tests.conftest import SETS, TINY, set_words
 from triscale import __version__, budget
 from triscale.cli import main
 from triscale.model.yolo import ModelConfig, build_model
@@ -27,7 +27,7 @@ from triscale.weights.formats import read_weights
 from triscale.weights.native import save_weights
 from triscale.weights.zoo import ZOO
 
-SETS = [word for assignment in TINY for word in ("--set", assignment)]
+ENDLESS = set_words(*(text for text in TINY if not text.startswith("train.epochs=")))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -241,8 +241,7 @@ def test_minutes(
     for name in ("_TRAINING_SECONDS", "_VALIDATION_SECONDS", "_WARM_SECONDS"):
         monkeypatch.setattr(budget, name, 0.2)
     run = tmp_path / "run"
-    sets = [word for text in TINY if "epochs=3" not in text for word in ("--set", text)]
-    words = ["train", str(devkit), "--recipe", "small", *sets, "--out", str(run)]
+    words = ["train", str(devkit), "--recipe", "small", *ENDLESS, "--out", str(run)]
     began = time.monotonic()
     assert main([*words, "--minutes", "0.15"]) == 0
     assert time.monotonic() - began < 30
@@ -348,8 +347,7 @@ def test_auto_resume_starts_or_goes_on(
     assert "--auto-resume: name the run folder with --out" in capsys.readouterr().err
     assert main(["train", "--resume", str(run), "--auto-resume"]) == 2
     assert "auto_resume can't be given again" in capsys.readouterr().err
-    endless = [word for text in TINY if "epochs=3" not in text for word in ("--set", text)]
-    assert main([*words[:4], *endless, "--auto-resume", "--minutes", "3"]) == 0
+    assert main([*words[:4], *ENDLESS, "--auto-resume", "--minutes", "3"]) == 0
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith(f"{run}: goes on to the end that was planned when it began; --minut")
     assert "step 5 of 5: nothing is left to do" in said

@@ -10,14 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.conftest import TINY
+from tests.conftest import SETS, TINY, set_words
 from triscale.choosing import choose
 from triscale.cli import main
 from triscale.data.open import open_dataset
 from triscale.kmeans import flat
 from triscale.recipe import Recipe, load_recipe
-
-SETS = [word for assignment in TINY for word in ("--set", assignment)]
 
 
 def test_preview(devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +56,7 @@ def test_it_chooses_as_training_does(
     devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["train.device=cpu", "train.workers=0", "train.size=64"]
-    words = [word for text in given for word in ("--set", text)]
+    words = set_words(*given)
     assert main(["preview", str(devkit), *words, "--count", "1", "--out", str(tmp_path)]) == 0
     keys = {text.partition("=")[0] for text in given}
     recipe = load_recipe("modern", overrides=given)

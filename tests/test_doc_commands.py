@@ -23,6 +23,7 @@ import yaml
 
 import triscale.recipe
 from tests import doc_stage
+from tests.conftest import set_words
 from tests.doc_stage import SMALL, TINY, Stage
 from tests.test_docs import DOCUMENTS, command_lines, parse, snippet, words_of
 from triscale import cli, train_yolo3
@@ -176,7 +177,7 @@ def run_line(line: str, stage: Stage) -> None:
     provide(arguments, stage)
     extra: list[str] = []
     if words[1] == "train" and not arguments.resume:
-        extra = [word for text in FAST for word in ("--set", text)]
+        extra = set_words(*FAST)
         extra += ["--epochs", "1"]
         if arguments.minutes:  # which a run would fill: tests/test_budget.py
             at = words.index("--minutes")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import TINY
+from tests.conftest import TINY, set_words
 from tests.running import MakeRecipe, losses, run_quietly
 from triscale.cli import main
 from triscale.data.open import Data
@@ -99,7 +99,7 @@ def test_a_resumed_run_keeps_its_input(
 def test_init_takes_the_files_anchors_into_the_new_header(
     result: Result, devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sets = [word for assignment in (*TINY, "train.epochs=1") for word in ("--set", assignment)]
+    sets = set_words(*TINY, "train.epochs=1")
     words = ["train", str(devkit), *sets, "--init", str(result.run), "--out", str(tmp_path / "new")]
     assert main(words) == 0
     said = capsys.readouterr().err

@@ -384,6 +384,35 @@ def test_a_full_disk_ends_tensorboard_alone(tmp_path: Path) -> None:
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 6
 
 
+DEATHS = """
+import os, signal, sys
+from pathlib import Path
+from triscale.log import RunLog
+from triscale.loggers import LogConfig, Loggers
+
+for last in (1, 3):
+    folder = Path(sys.argv[1], str(last))
+    folder.mkdir()
+    with Loggers(LogConfig(("wandb",)), folder, recipe={}, warn=print) as asked:
+        log = RunLog(folder / "log.jsonl", loggers=asked)
+        for step in range(1, last + 1):
+            log.write({"kind": "train", "step": step, "loss": 1.0})
+            if step == 1:
+                *_, newest = Path("/proc/thread-self/children").read_text().split()
+                os.kill(int(newest), signal.SIGKILL)
+"""
+
+
+def test_a_service_that_dies_ends_wandb_alone(tmp_path: Path) -> None:
+    """At the end of a run and in the midst of one: a warning each, and nothing at the exit."""
+    command = [sys.executable, "-c", DEATHS, str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    warnings = [line.partition(": ")[0] for line in done.stdout.splitlines()]
+    assert warnings == ["wandb is switched off, the run goes on"] * 2
+    assert [len(records(tmp_path / last, "train")) for last in ("1", "3")] == [1, 3]
+
+
 def test_log_on_the_command_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import TINY
+from tests.conftest import TINY, set_words
 from tests.launching import TORCHRUN, TRAIN, Launched, launched, processes_with
 from tests.running import losses, run_quietly
 from tests.test_docs import commands, parse, text
@@ -38,7 +38,7 @@ SETTINGS = (
     "model.backbone=tiny",
     "optim.lr=0.0001",  # low, so that rounding errors do not grow
 )
-OVERRIDES = [word for text in SETTINGS for word in ("--set", text)]
+OVERRIDES = set_words(*SETTINGS)
 
 
 def train(devkit: Path, run: Path) -> list[str]:

@@ -327,7 +327,7 @@ def test_weights_that_are_no_numbers_are_never_saved(
 ) -> None:
     step = SGD.step
 
-    def poisoned(self: SGD, closure: None = None, *, ok: torch.Tensor) -> None:
+    def poisoned(self: SGD, *, ok: torch.Tensor) -> None:
         step(self, ok=ok)
         self.param_groups[0]["params"][0].data[0] = math.nan
 

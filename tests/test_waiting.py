@@ -34,7 +34,7 @@ def test_nothing_to_say(recent: Recent) -> None:
 
 
 def test_says_how_much_why_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting.os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr(waiting, "cores", lambda: 8)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     said = waiting.advice_on_waiting(run_of(), ENOUGH)
     assert said.splitlines() == [

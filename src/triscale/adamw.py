@@ -49,14 +49,11 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, **rule, **own})
 
     @torch.no_grad()
-    def step(  # type: ignore[override]
-        self, closure: None = None, *, ok: Tensor | None = None
-    ) -> None:  # no closures here
+    def step(self, *, ok: Tensor | None = None) -> None:  # type: ignore[override]  # no closures
         """Move what has a gradient and isn't held; where `ok` (() bool) is false, nothing.
 
         On a GPU `ok` isn't read back: its gradients must be finite also where it is false.
         """
-        assert closure is None
         gate = gate_of(ok)
         for group, tensors in due(self, ok, *self.state_names):
             _move(group, gate, *tensors)

@@ -15,7 +15,8 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -197,21 +198,36 @@ class WandB:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """See Logger."""
-        if step >= self._run.step:  # it takes no other
-            self._run.log(dict(values), step=step)
+        with _giving_up():
+            if step >= self._run.step:  # it takes no other
+                self._run.log(dict(values), step=step)
 
     def pictures(self, step: int, paths: Sequence[Path]) -> None:
         """See Logger."""
         import wandb
 
-        if step >= self._run.step:
-            images = [wandb.Image(str(path), caption=path.stem) for path in paths]
-            self._run.log({"eval/predictions": images}, step=step)
+        images = [wandb.Image(str(path), caption=path.stem) for path in paths]
+        with _giving_up():
+            if step >= self._run.step:
+                self._run.log({"eval/predictions": images}, step=step)
 
     def end(self, *, done: bool) -> None:
         """See Logger."""
         if self._run:
-            self._run.finish(exit_code=0 if done else 1)
+            with _giving_up():
+                self._run.finish(exit_code=0 if done else 1)
+
+
+@contextmanager
+def _giving_up() -> Generator[None]:
+    """W&B's service may have died. It is let go then: else W&B would look for it when the program
+    ends, and show a traceback."""
+    try:
+        yield
+    except Exception:
+        with suppress(Exception, SystemExit):  # the first error is told
+            import_module("wandb").teardown(exit_code=1)
+        raise
 
 
 class MLflow:

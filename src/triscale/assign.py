@@ -22,6 +22,7 @@ from torch import Tensor
 from triscale.anchors import Grid
 from triscale.boxes import box_area, box_iou
 from triscale.candidates import Candidates, find_candidates
+from triscale.config import require_amounts
 from triscale.decode import decode_boxes, grid_at, moderate, predictions_at
 from triscale.errors import UserError
 from triscale.types import Predictions, Targets
@@ -45,11 +46,7 @@ class AssignConfig:
             raise UserError(f"assign.ratio: expected 0 or more than 1, got {self.ratio}")
         if self.dynamic < 0:
             raise UserError(f"assign.dynamic: expected at least 0, got {self.dynamic}")
-        for key in ("score_power", "iou_power"):
-            if not 0 <= getattr(self, key) < math.inf:
-                raise UserError(
-                    f"assign.{key}: expected 0 or a positive number, got {getattr(self, key)}"
-                )
+        require_amounts(self, "assign", "score_power", "iou_power")
 
 
 @torch.no_grad()

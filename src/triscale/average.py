@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from triscale.model.yolo import YOLOv3
+from triscale.updates import is_read
 
 
 def decay_at(step: int, decay: float) -> float:
@@ -47,7 +48,7 @@ class Average:
         On a GPU `ok` isn't read back: what was trained must be finite also where it is false.
         """
         share = 1 - decay_at(step, self._decay)
-        if ok.device.type == "cpu":
+        if is_read(ok):
             if not ok:
                 return
             torch._foreach_lerp_(self._ours, self._theirs, share)

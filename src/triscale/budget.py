@@ -27,7 +27,7 @@ from triscale.average import Average
 from triscale.data.index import Index
 from triscale.data.loader import make_loader
 from triscale.data.open import Data
-from triscale.data.plan import Plan, PlanSampler
+from triscale.data.plan import PlanSampler
 from triscale.data.prefetch import on_device
 from triscale.distributed import Processes, choose_device
 from triscale.errors import UserError
@@ -36,7 +36,7 @@ from triscale.files import naming
 from triscale.gradients import Gradients, Statistics
 from triscale.lengths import with_epochs, with_key
 from triscale.model.yolo import YOLOv3
-from triscale.optim import make_optimizer, set_lr, state_tensors
+from triscale.optim import make_optimizer, parameter_groups, set_lr, state_tensors
 from triscale.precision import settle_precision
 from triscale.prepare import make_plan, training_index
 from triscale.recipe import Recipe
@@ -182,11 +182,9 @@ def training_speed(
     The loader's own speed shows as soon as what its workers read ahead is used up.
     """
     config, optim, device = recipe.train, recipe.optim, next(model.parameters()).device
-    plan = Plan(
-        num_images=len(index),
-        batch_size=config.batch_size,
+    plan = replace(
+        make_plan(recipe, index, Processes()),
         epochs=10**6,
-        seed=config.seed,
         size=middle_size(recipe),
         augment=replace(recipe.augment, random_shape=False),
     )
@@ -199,7 +197,7 @@ def training_speed(
     )
     grid = model.grid((plan.size, plan.size))
     gradients, statistics = Gradients(model, notes=1), Statistics(model)
-    optimizer = make_optimizer(model, optim)
+    optimizer = make_optimizer(parameter_groups(model, optim), optim)
     set_lr(optimizer, 0.0)
     average = Average(model, decay=optim.ema) if optim.ema else None
     model.train()

@@ -26,6 +26,7 @@ from triscale.data.decoded import GIB, free_memory
 from triscale.data.index import Index
 from triscale.data.open import Data
 from triscale.distributed import choose_device, processes_here
+from triscale.engines.machine import cores
 from triscale.kmeans import Shapes, fit_of, flat
 from triscale.lengths import with_epochs, with_key
 from triscale.model.yolo import ModelConfig, skeleton
@@ -76,8 +77,6 @@ def look_at_machine(device: str) -> Machine:
     """What there is of `device` (cpu, cuda, cuda:N or auto) and beside it."""
     found, here = choose_device(device), processes_here()
     several = int(os.environ.get("WORLD_SIZE") or 1)
-    known = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     memory, name = None, ""
     if found.type == "cuda":
         name = torch.cuda.get_device_name(found)
@@ -85,7 +84,7 @@ def look_at_machine(device: str) -> Machine:
         memory = torch.cuda.mem_get_info(found)[0 if several == 1 else 1]
     elif several == 1 and Path("/proc/meminfo").exists():
         memory = free_memory()
-    return Machine(found, max(1, cores // here), memory, name, several)
+    return Machine(found, max(1, cores() // here), memory, name, several)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import reprlib
 import tomllib
@@ -70,6 +71,24 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a TOML file (byte {error.start} is not UTF-8)") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
+
+
+def require_amounts(config: object, section: str, *keys: str) -> None:
+    """UserError unless these keys of a section are 0 or positive, and finite."""
+    for key in keys:
+        value = getattr(config, key)
+        if not 0 <= value < math.inf:
+            raise UserError(f"{section}.{key}: expected 0 or a positive number, got {value}")
+
+
+def key_of(assignment: str) -> str:
+    """The key of `section.key=value`."""
+    return assignment.partition("=")[0].strip()
+
+
+def quoted(key: str, value: str | list[str]) -> str:
+    """`section.key=value` for a text that may look like a number, or hold quotes itself."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def apply_override(table: dict[str, Any], assignment: str) -> None:

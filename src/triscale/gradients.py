@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from triscale.distributed import Processes, add_up
+from triscale.updates import is_read
 
 
 def is_finite(tensor: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ class Gradients:
 
     def clear_unless(self, ok: Tensor) -> None:
         """Zero the gradients, not the notes, of a step that is none; `ok` () bool."""
-        if ok.device.type == "cpu" and bool(ok):
+        if is_read(ok) and bool(ok):
             return
         self._flat[: -len(self.notes)].masked_fill_(~ok, 0)
 
@@ -76,7 +77,7 @@ class Statistics:
 
     def restore_unless(self, ok: Tensor) -> None:
         """Put them back after a step that is none; `ok` () bool."""
-        if ok.device.type == "cpu":
+        if is_read(ok):
             if not ok:
                 self.restore()
             return

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, TextIO
 
 from rich.console import Console, RenderableType
@@ -24,8 +23,6 @@ from triscale.loggers import Loggers
 Volume = Literal["quiet", "normal", "verbose"]
 
 LOSSES = ("objectness", "centre", "scale", "classes", "iou")
-
-
 _RECENT = 100  # steps
 
 
@@ -198,12 +195,7 @@ class Narrator:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.end()
 
     @property

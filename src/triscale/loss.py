@@ -9,7 +9,6 @@ prediction. The others are taken at the slots of the objects, so no (B, N, C) ta
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from triscale.anchors import Grid
 from triscale.boxes import box_iou
+from triscale.config import require_amounts
 from triscale.decode import decode_boxes, grid_at, moderate, predictions_at
 from triscale.errors import UserError
 from triscale.overlap import penalised_iou
@@ -40,11 +40,8 @@ class LossConfig:
     class_gain: float = 1.0
 
     def __post_init__(self) -> None:
-        for key in ("iou_gain", "distance_gain", "objectness_gain", "class_gain"):
-            if not 0 <= getattr(self, key) < math.inf:
-                raise UserError(
-                    f"loss.{key}: expected 0 or a positive number, got {getattr(self, key)}"
-                )
+        gains = ("iou_gain", "distance_gain", "objectness_gain", "class_gain")
+        require_amounts(self, "loss", *gains)
         if not 0 < self.ignore_iou <= 1:
             raise UserError(
                 f"loss.ignore_iou: expected a number above 0 and up to 1, got {self.ignore_iou}"

@@ -61,7 +61,7 @@ def parameter_groups(
     begins: int = 0,
     thaws: int = 0,
 ) -> list[dict[str, Any]]:
-    """The trainable parameters for the constructor of an optimiser, those of equal settings
+    """The trainable parameters for `make_optimizer`, those of equal settings
     together.
 
     With `biases_apart` the biases and the shifts of batch normalisation (betas) are groups of their
@@ -84,16 +84,8 @@ def parameter_groups(
     ]
 
 
-def make_optimizer(
-    model: nn.Module,
-    config: OptimConfig,
-    *,
-    biases_apart: bool = False,
-    begins: int = 0,
-    thaws: int = 0,
-) -> Optimizer:
-    """What moves the trainable parameters of a model, in the groups of `parameter_groups`."""
-    groups = parameter_groups(model, config, biases_apart=biases_apart, begins=begins, thaws=thaws)
+def make_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
+    """What moves the parameters in the groups of `parameter_groups`."""
     if config.name == "adamw":
         return AdamW(
             groups,

@@ -13,7 +13,7 @@ import tomli_w
 
 from triscale.assign import AssignConfig
 from triscale.checkpoint import CheckpointConfig
-from triscale.config import MAX_TOML_BYTES, apply_override, build, read_toml, to_dict
+from triscale.config import MAX_TOML_BYTES, apply_override, build, key_of, read_toml, to_dict
 from triscale.data.augment import AugmentConfig
 from triscale.data.options import DataConfig
 from triscale.decode import DecodeConfig
@@ -122,7 +122,7 @@ def make_recipe(table: dict[str, Any], *, overrides: Sequence[str] = (), source:
     for assignment in overrides:
         apply_override(table, assignment)
     changed = build(Recipe, table, where="")
-    given = {assignment.partition("=")[0].strip() for assignment in overrides}
+    given = set(map(key_of, overrides))
     if changed.optim.name != recipe.optim.name and not given >= {"optim.lr", "optim.weight_decay"}:
         raise UserError(
             f"optim.name: the recipe's optim.lr and optim.weight_decay are those of "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -15,7 +14,7 @@ import torch
 from triscale.budget import fit_minutes
 from triscale.checkpoint import has_state, load_state, require_unused
 from triscale.choosing import choose
-from triscale.config import apply_override, build, to_dict
+from triscale.config import apply_override, build, key_of, quoted, to_dict
 from triscale.data.open import Data, describe, open_dataset
 from triscale.data.options import DataConfig, for_measuring
 from triscale.decode import DecodeConfig
@@ -56,14 +55,14 @@ def start_or_resume(
     """Start a run in `out`, or go on with the one there: for jobs that are restarted."""
     if has_state(out):
         # what a run began with is in its folder already; where the data are may have changed
-        given = [text for text in overrides if text.partition("=")[0].strip() != "train.init"]
-        path = json.dumps(str(data.absolute()), ensure_ascii=False)
+        given = [text for text in overrides if key_of(text) != "train.init"]
+        given.append(quoted("data.path", str(data.absolute())))
         if wishes.minutes:  # no mistake: the command that starts a job also takes it up
             Narrator(enabled=_is_main(), volume=volume).say(
                 f"{out}: goes on to the end that was planned when it began; --minutes plans new "
                 "runs only, and --epochs N in its place moves this one's end"
             )
-        return resume_run(out, overrides=[*given, f"data.path={path}"], volume=volume)
+        return resume_run(out, overrides=given, volume=volume)
     settings = load_recipe(recipe, overrides=overrides)
     return start_run(data, settings, name=out.name, out=out, wishes=wishes, volume=volume)
 
@@ -89,7 +88,7 @@ def start_run(
 def resume_run(run: Path, *, overrides: Sequence[str] = (), volume: Volume = "normal") -> Result:
     """Go on with the run in a folder from its newest state."""
     for assignment in overrides:
-        if assignment.partition("=")[0].strip() == "train.init":
+        if key_of(assignment) == "train.init":
             raise UserError(f"--set {assignment}: a run that goes on has its weights")
     path = run / "recipe.toml"
     if path.is_file():

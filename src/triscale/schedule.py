@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from triscale.config import require_amounts
 from triscale.errors import UserError
 from triscale.updates import MOST
 
@@ -39,14 +40,10 @@ class ScheduleConfig:
     num_samples: int = 0  # if above 0, epochs last as long as with so many pictures
 
     def __post_init__(self) -> None:
-        for key in (
-            *("warmup_epochs", "warmup_lr", "warmup_bias_lr", "frozen_epochs"),
-            *("decay_period", "target_lr", "num_samples"),
-        ):
-            value = getattr(self, key)
-            if not 0 <= value < math.inf:
-                raise UserError(f"schedule.{key}: expected 0 or a positive number, got {value}")
-        for key in ("warmup_lr", "warmup_bias_lr", "target_lr"):
+        rates = ("warmup_lr", "warmup_bias_lr", "target_lr")
+        lengths = ("warmup_epochs", "frozen_epochs", "decay_period", "num_samples")
+        require_amounts(self, "schedule", *rates, *lengths)
+        for key in rates:
             if getattr(self, key) > MOST:
                 raise UserError(
                     f"schedule.{key}: expected at most {MOST:g}, got {getattr(self, key)}"

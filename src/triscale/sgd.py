@@ -46,14 +46,11 @@ class SGD(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "factor": 1.0, "biases": False, **rule})
 
     @torch.no_grad()
-    def step(  # type: ignore[override]
-        self, closure: None = None, *, ok: Tensor | None = None
-    ) -> None:  # no closures here
+    def step(self, *, ok: Tensor | None = None) -> None:  # type: ignore[override]  # no closures
         """Move what has a gradient and isn't held; where `ok` (() bool) is false, nothing.
 
         On a GPU `ok` isn't read back: its gradients must be finite also where it is false.
         """
-        assert closure is None
         for group, tensors in due(self, ok, *self.state_names):
             if ok is None or is_read(ok):
                 _move(group, *tensors)

@@ -44,7 +44,7 @@ from triscale.log import LOSSES, Meter, Narrator
 from triscale.loggers import Loggers
 from triscale.model.compiled import compiled, compiling
 from triscale.model.yolo import YOLOv3
-from triscale.optim import hold, make_optimizer, set_lr
+from triscale.optim import hold, make_optimizer, parameter_groups, set_lr
 from triscale.precision import settle_precision
 from triscale.prepare import choose_network, make_plan, num_shapes, training_index
 from triscale.progress import (
@@ -132,6 +132,13 @@ def train(
         if said:
             narrator.say(said)
         optim = recipe.optim
+        groups = parameter_groups(
+            model,
+            optim,
+            biases_apart=recipe.schedule.warmup_bias_lr > 0,
+            begins=plan.first_step(recipe.train.start_epoch),
+            thaws=plan.first_step(recipe.schedule.frozen_epochs),
+        )
         everything = Run(
             folder=run,
             recipe=recipe,
@@ -142,13 +149,7 @@ def train(
             plan=plan,
             model=model,
             average=Average(model, decay=optim.ema) if optim.ema else None,
-            optimizer=make_optimizer(
-                model,
-                optim,
-                biases_apart=recipe.schedule.warmup_bias_lr > 0,
-                begins=plan.first_step(recipe.train.start_epoch),
-                thaws=plan.first_step(recipe.schedule.frozen_epochs),
-            ),
+            optimizer=make_optimizer(groups, optim),
             scaler=torch.amp.GradScaler(device.type, enabled=recipe.train.precision == "fp16"),
             device=device,
             processes=processes,

@@ -14,9 +14,9 @@ from torch import Tensor
 MOST = 1e12  # of a rate, a factor or a decay: their products must be floats too
 
 
-def is_read(ok: Tensor | None) -> bool:
+def is_read(ok: Tensor) -> bool:
     """Whether the host may ask what `ok` (() bool) is."""
-    return ok is not None and ok.device.type == "cpu"
+    return ok.device.type == "cpu"
 
 
 def gate_of(ok: Tensor | None) -> Tensor | float:

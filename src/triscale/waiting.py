@@ -7,9 +7,9 @@ the result is the same. So it's said, once, with the command that mends it.
 from __future__ import annotations
 
 import math
-import os
 
 from triscale.distributed import processes_here
+from triscale.engines.machine import cores
 from triscale.log import Recent
 from triscale.progress import Run
 from triscale.recipe import Recipe
@@ -22,9 +22,8 @@ def advice_on_waiting(run: Run, recent: Recent) -> str:
     """A line for people, or nothing if there is nothing to say (yet)."""
     if recent.steps < _STEPS or recent.seconds < _SECONDS or recent.share < _SHARE:
         return ""
-    known = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    remedy, flags = remedy_for(run.recipe, recent.share, cores=max(1, cores // processes_here()))
+    each = max(1, cores() // processes_here())
+    remedy, flags = remedy_for(run.recipe, recent.share, cores=each)
     line = f"waited {recent.share:.0%} of the last {recent.seconds:.0f} s for data: {remedy}"
     if not flags:
         return line

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from triscale.commands.options import add_set
 from triscale.commands.train import DEFAULT_RECIPE, INIT_RECIPE
+from triscale.config import key_of, quoted
 
 if TYPE_CHECKING:
     from triscale.data.open import Data
@@ -42,14 +42,13 @@ def open_as_train(
     flags = {"train.size": arguments.size, "train.seed": arguments.seed}
     overrides = [f"{key}={value}" for key, value in flags.items() if value is not None]
     if init:
-        overrides.append(f"train.init={json.dumps(init, ensure_ascii=False)}")
+        overrides.append(quoted("train.init", init))
     overrides += arguments.overrides
     name = arguments.recipe or (INIT_RECIPE if init else DEFAULT_RECIPE)
-    path = f"data.path={json.dumps(arguments.data, ensure_ascii=False)}"
     recipe, data = open_and_fit(
-        load_recipe(name, overrides=[*overrides, path]),
+        load_recipe(name, overrides=[*overrides, quoted("data.path", arguments.data)]),
         base=None if arguments.recipe else load_recipe(name),
-        given={*(text.partition("=")[0].strip() for text in overrides), *kept},
+        given={*map(key_of, overrides), *kept},
         say=say,
     )
     require_effect(recipe)

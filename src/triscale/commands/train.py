@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import time
@@ -11,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from triscale.commands.options import add_set, add_volume
+from triscale.config import key_of, quoted
 from triscale.errors import UserError
 from triscale.interrupt import leaving_at_once
 
@@ -74,11 +74,11 @@ def _start_or_resume(arguments: argparse.Namespace) -> None:
         "train.seed": arguments.seed,
     }
     overrides = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    if arguments.init:  # quoted: a path may look like a number, or hold quotes itself
-        overrides.append(f"train.init={json.dumps(arguments.init, ensure_ascii=False)}")
+    if arguments.init:
+        overrides.append(quoted("train.init", arguments.init))
     if arguments.log is not None:
         names = [name.strip() for name in arguments.log.split(",") if name.strip()]
-        overrides.append(f"log.to={json.dumps(names, ensure_ascii=False)}")
+        overrides.append(quoted("log.to", names))
     overrides += arguments.overrides
     if arguments.out == "":  # an unset variable of a script
         raise UserError("--out: expected a folder, got an empty text")
@@ -95,7 +95,7 @@ def _start_or_resume(arguments: argparse.Namespace) -> None:
         return
     if arguments.data is None:
         raise UserError("train: name the data set (DATA), or a run to go on with (--resume RUN)")
-    keys = frozenset(text.partition("=")[0].strip() for text in overrides)
+    keys = frozenset(map(key_of, overrides))
     minutes = _minutes(arguments.minutes, keys)
     from triscale.recipe import load_recipe
     from triscale.runs import Wishes, start_or_resume, start_run

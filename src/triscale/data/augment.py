@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triscale.boxes import box_area, pairwise_iou
+from triscale.config import require_amounts
 from triscale.data.cut import (
     Boxes,
     Geometry,
@@ -35,6 +36,8 @@ from triscale.data.cut import (
 from triscale.errors import UserError
 from triscale.pixels import Fit, placement
 from triscale.types import Sample
+
+_TRIALS = 50  # of a random crop for each least overlap
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,7 @@ class AugmentConfig:
                 raise UserError(
                     f"augment.{name}: expected a probability, got {getattr(self, name)}"
                 )
-        for name in ("brightness", "contrast", "saturation", "hue"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(
-                    f"augment.{name}: expected 0 or a positive number, got {getattr(self, name)}"
-                )
+        require_amounts(self, "augment", "brightness", "contrast", "saturation", "hue")
         if not self.interpolations:
             raise UserError("augment.interpolations: expected at least one, got none")
         if not 32 <= self.shape_min <= self.shape_max or self.shape_step < 1:
@@ -84,18 +83,18 @@ class AugmentConfig:
                 "augment.shape_min, shape_max, shape_step: expected 32 <= min <= max and a step of "
                 f"at least 1, got {self.shape_min}, {self.shape_max}, {self.shape_step}"
             )
-        if self.shape_interval < 1 or self.mixup_off_epochs < 0:
-            raise UserError("augment.shape_interval, mixup_off_epochs: expected >= 1 and >= 0")
+        least = {"shape_interval": 1, "mixup_off_epochs": 0, "mosaic_off_epochs": 0}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise UserError(
+                    f"augment.{name}: expected at least {number}, got {getattr(self, name)}"
+                )
         if not 0 < self.mixup_alpha < math.inf or not 1 <= self.expand_ratio < math.inf:
             raise UserError("augment.mixup_alpha, expand_ratio: expected > 0 and >= 1, finite")
         if not 0 < self.mosaic_scale[0] <= self.mosaic_scale[1] < math.inf:
             raise UserError(
                 "augment.mosaic_scale: expected the least and the largest zoom, both positive, got "
                 f"{list(self.mosaic_scale)}"
-            )
-        if self.mosaic_off_epochs < 0:
-            raise UserError(
-                f"augment.mosaic_off_epochs: expected at least 0, got {self.mosaic_off_epochs}"
             )
 
 
@@ -176,18 +175,18 @@ def draw_geometry(
 
 
 def random_crop(
-    rng: np.random.Generator, size: tuple[int, int], boxes: Boxes, *, num_trials: int = 50
+    rng: np.random.Generator, size: tuple[int, int], boxes: Boxes
 ) -> tuple[int, int, int, int]:
     """A crop (x, y, width, height) of a picture, constrained by its IoU with the boxes (n, 4).
 
-    For each of six least overlaps the first of `num_trials` random crops that reaches it with every
+    For each of six least overlaps the first of 50 random crops that reaches it with every
     box becomes a candidate, next to the whole picture; one candidate that keeps the centre of some
     box is picked. All trials are drawn at once: the accepted ones are distributed as if they had
     been drawn one by one, and the search costs one array operation instead of hundreds of calls.
     """
     height, width = size
-    minima = np.array([0.1, 0.3, 0.5, 0.7, 0.9]).repeat(num_trials)  # and none for the last trials
-    number = len(minima) + num_trials if len(boxes) else 1
+    minima = np.array([0.1, 0.3, 0.5, 0.7, 0.9]).repeat(_TRIALS)  # and none for the last trials
+    number = len(minima) + _TRIALS if len(boxes) else 1
     scale = rng.uniform(0.3, 1, number)
     square = scale**2
     least, most = np.maximum(0.5, square), np.minimum(2, 1 / square)
@@ -200,7 +199,7 @@ def random_crop(
     found = trials[:1]
     if len(boxes):
         enough = _reaching(trials[: len(minima)], boxes, minima)
-        first = {trial // num_trials: trial for trial in enough[::-1].tolist()}
+        first = {trial // _TRIALS: trial for trial in enough[::-1].tolist()}
         found = trials[[*sorted(first.values()), len(minima)]]
     candidates = [(0, 0, width, height)]
     for x, y, crop_width, crop_height in found.tolist():

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from triscale import __version__
 from triscale.commands import (
     anchors,
+    bench,
     check,
     convert,
     download,
@@ -41,6 +42,7 @@ _COMMANDS = {
     "predict": predict,
     "export": export,
     "serve": serve,
+    "bench": bench,
     "convert": convert,
     "download": download,
     "recipes": recipes,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 from importlib.util import find_spec
+from pathlib import Path
 
 from triscale.errors import UserError
 
@@ -12,6 +15,13 @@ def cores() -> int:
     """How many CPU cores this process may use; not every system can limit a process to some."""
     known = hasattr(os, "sched_getaffinity")
     return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """What the processor is called."""
+    known = Path("/proc/cpuinfo")
+    found = known.is_file() and re.search(r"model name\s*: (.*)", known.read_text("utf-8"))
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def is_here(package: str) -> bool:

@@ -12,17 +12,19 @@ import argparse
 import json
 import os
 import platform
-import re
 import shlex
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from triscale.engines.machine import cores, processor
+from triscale.turns import in_turns as in_turns
+from triscale.turns import ratio as ratio
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PEERS = REPOSITORY / ".peers"  # one environment each: .peers/gluoncv/bin/python
@@ -86,24 +88,6 @@ def peers(names: Sequence[str], *, threads: int) -> Generator[dict[str, Peer]]:
             peer.close()
 
 
-def in_turns(
-    contenders: Mapping[str, Callable[[], float]], *, rounds: int, warm_up: int = 1
-) -> dict[str, list[float]]:
-    """The figures of `rounds` rounds, A B A B; `warm_up` rounds before them aren't counted."""
-    figures: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(-warm_up, rounds):
-        for name, measure in contenders.items():
-            figure = measure()
-            if number >= 0:
-                figures[name].append(figure)
-    return figures
-
-
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median of ours / theirs, round by round."""
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-
-
 class Report(NamedTuple):
     """What a script found out: a table under a title, with all that is needed to repeat it."""
 
@@ -165,13 +149,8 @@ def command() -> str:
 
 def machine() -> dict[str, str]:
     """Processor, cores, load and the versions of what does our work."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists() and (found := re.search(r"model name\s*: (.*)", cpuinfo.read_text())):
-        model = found[1]
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     return {
-        "processor": f"{model}, {cores} cores",
+        "processor": f"{processor()}, {cores()} cores",
         "load": f"{os.getloadavg()[0]:.1f}",
         "torch": version("torch"),
         "opencv": version("opencv-python-headless"),

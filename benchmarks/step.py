@@ -70,8 +70,8 @@ def main() -> None:
                     ask = partial(peer.ask, "step", network=network, batch=batch, size=words.size)
                     programs[name] = lambda ask=ask: ask(steps=1)["seconds"]
                 flops = 3 * batch * forward_flops(ModelConfig(backbone=network), words.size)
-                for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-                    programs[f"limit {precision}"] = partial(seconds_at_best, flops, dtype)
+                for precision in ("fp32", "bf16"):
+                    programs[f"limit {precision}"] = partial(seconds_at_best, flops, precision)
                 times = in_turns(programs, rounds=words.rounds)
                 shares: dict[str, float] = {}
                 for name in ("ours fp32", "ours bf16"):

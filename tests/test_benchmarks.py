@@ -248,3 +248,21 @@ def test_every_script_explains_itself(
         runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("usage: ")
+
+
+def test_inference_runs() -> None:
+    """A row for each program, limit and stage, with its smallest arguments."""
+    words = ["--networks", "mobilenet0.25", "--batches", "1", "--rounds", "1", "--size", "64"]
+    words += ["--programs", "torch plain", "torch fp32", "--threads", "1", "--json"]
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "inference.py", *words],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["program"]: row for row in json.loads(done.stdout)["rows"]}
+    programs = ["torch plain", "torch fp32", "limit fp32", "limit bf16", "limit int8"]
+    assert list(rows) == [*programs, "- transform", "- input", "- network", "- decode + NMS"]
+    assert rows["torch plain"]["x torch plain"] == "1.00"
+    assert all(float(row["ms a picture"]) > 0 for row in rows.values())

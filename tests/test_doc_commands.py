@@ -49,12 +49,14 @@ ROLES = {
     "check": "data",
     "calibrate": "data",
     "weights": "weights",
+    "models": "weights",
     "init": "weights",
     "source": "weights",
     "pretrained_base": "weights",
     "resume": "run",
     "runs": "run",
     "sources": "pictures",
+    "pictures": "pictures",
     "cfg": "file",
     "classes": "file",
 }
@@ -187,6 +189,8 @@ def run_line(line: str, stage: Stage) -> None:
         extra = ["--set", "train.batch_size=4"]
     elif words[1] == "eval":
         extra = ["--size", "64", "--workers", "0"]
+    elif words[1] == "bench":
+        extra = ["--seconds", "0", *(["--size", "64"] if arguments.size else [])]
     fine = (0, 2) if words[1] == "check" else (0,)  # 2: it found something in the drawn pictures
     assert cli.main([*words[1:], *extra]) in fine, line
 

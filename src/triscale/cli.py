@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from triscale import __version__
 from triscale.commands import (
     anchors,
+    bench,
     check,
     convert,
     download,
@@ -43,6 +44,7 @@ _COMMANDS = {
     "predict": predict,
     "export": export,
     "serve": serve,
+    "bench": bench,
     "convert": convert,
     "download": download,
     "recipes": recipes,

@@ -23,6 +23,8 @@ from triscale.pixels import Fit
 from triscale.types import Sample
 
 Picture = str | Path | NDArray[np.uint8] | Image.Image
+Precision = Literal["fp32", "bf16", "auto"]
+Backend = Literal["auto", "openvino", "onnxruntime", "torch"]
 
 
 class Detector:
@@ -30,9 +32,11 @@ class Detector:
 
     `weights` is a weights file of any format that weights/formats.py knows, a run folder (its best
     weights), the name of downloaded weights, or a file that `triscale export` wrote; with the last
-    torch isn't needed, and OpenVINO, else onnxruntime runs it: `engine.name` says which.
-    `precision` is what the network computes in; `auto` is what is faster here. Raises UserError if
-    the weights can't be read.
+    torch isn't needed, and OpenVINO, else onnxruntime runs it, unless `backend` names one:
+    `engine.name` says which. `precision` is what the network computes in; `auto` is what is faster
+    here. `size` (height, width) of the network input is what the weights say unless it is given,
+    `threads` the number of cores; torch has one number of threads for the whole process. Raises
+    UserError if the weights can't be read, or if a wish doesn't suit them.
     """
 
     def __init__(
@@ -40,10 +44,32 @@ class Detector:
         weights: str | Path,
         *,
         device: str = "auto",
-        precision: Literal["fp32", "bf16", "auto"] = "fp32",
+        precision: Precision = "fp32",
+        backend: Backend = "auto",
+        size: tuple[int, int] | None = None,
+        threads: int | None = None,
     ) -> None:
         self.path = find_weights(Path(weights))
-        self.engine = _open(self.path, device=device, precision=precision)
+        for side in size or ():
+            if not 32 <= side <= 8192 or side % 32:
+                raise UserError(f"size: expected multiples of 32 from 32 to 8192, got {side}")
+        if is_exported(self.path):
+            if device not in ("auto", "cpu"):
+                raise UserError(
+                    f"{self.path}: an exported file runs on the CPU here, not on '{device}'"
+                )
+            self.engine: Engine = _open_exported(
+                self.path, precision=precision, backend=backend, size=size, threads=threads
+            )
+            return
+        if backend not in ("auto", "torch"):
+            raise UserError(f"{self.path}: {backend} runs what triscale export writes, no weights")
+        require_packages("torch", purpose=str(self.path))
+        from triscale.engines.pytorch import TorchEngine
+
+        self.engine = TorchEngine(
+            self.path, device=device, precision=precision, size=size, threads=threads
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -115,6 +141,8 @@ def is_exported(path: Path) -> bool:
 def find_weights(path: Path) -> Path:
     """The weights file that `path` means: itself, the best (else the newest) of a run folder, or
     what was downloaded under that name."""
+    if path.suffix.lower() == ".xml" and is_exported(path.parent):
+        path = path.parent
     if is_exported(path) and path.exists():
         return path
     if not path.is_dir():
@@ -138,28 +166,34 @@ def find_weights(path: Path) -> Path:
     return max(epochs, key=lambda file: int(re.split(r"[_.]", file.name)[1]))
 
 
-def _open(path: Path, *, device: str, precision: Literal["fp32", "bf16", "auto"]) -> Engine:
-    """The fastest of what is installed and runs the file."""
-    if not is_exported(path):
-        require_packages("torch", purpose=str(path))
-        from triscale.engines.pytorch import TorchEngine
-
-        return TorchEngine(path, device=device, precision=precision)
-    from triscale.engines.header import require_usable
+def _open_exported(
+    path: Path,
+    *,
+    precision: Precision,
+    backend: Backend,
+    size: tuple[int, int] | None,
+    threads: int | None,
+) -> Engine:
+    """The fastest of what is installed and runs the file, or what is asked for."""
+    from triscale.engines.header import require_usable, size_for
     from triscale.engines.onnx import OnnxEngine
     from triscale.engines.openvino import OpenVinoEngine
 
-    if device not in ("auto", "cpu"):
-        raise UserError(f"{path}: an exported file runs on the CPU here, not on '{device}'")
-    if path.is_dir() or is_here("openvino"):
-        engine = OpenVinoEngine(path, precision=precision)
-        if engine.header.precision == "int8" and not path.is_dir() and is_here("onnxruntime"):
-            engine = OnnxEngine(path)  # OpenVINO rounds this form worse: export/int8.py
+    folder = path.is_dir()
+    if backend == "torch" or (folder and backend == "onnxruntime"):
+        other = "OpenVINO's form" if folder else "ONNX"
+        raise UserError(f"{path}: is {other}, which {backend} doesn't run")
+    if backend == "openvino" or folder or (backend == "auto" and is_here("openvino")):
+        engine = OpenVinoEngine(path, precision=precision, threads=threads)
+        whole = engine.header.precision != "int8" or folder
+        if backend == "auto" and not whole and is_here("onnxruntime"):
+            engine = OnnxEngine(path, threads=threads)  # it rounds this form better: export/int8.py
     else:
         if precision == "bf16":  # onnxruntime has none on CPUs
             require_packages("openvino", purpose=f"{path} in bf16")
-        engine = OnnxEngine(path)
+        engine = OnnxEngine(path, threads=threads)
     require_usable(engine.header, source=str(path))
+    engine.size = size_for(engine.header, size, source=str(path))
     return engine
 
 

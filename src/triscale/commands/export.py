@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
-from triscale.commands.options import add_volume, require_new, table
+from triscale.commands.options import add_volume, require_new, sides, table
 from triscale.errors import UserError
 from triscale.packages import require_packages
 
@@ -88,10 +88,7 @@ def _size(text: str | None) -> tuple[int, int] | Literal["dynamic"] | None:
         return None
     if text == "dynamic":
         return "dynamic"
-    sides = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
-    if not sides:
-        raise UserError(f"--size: expected N, HxW or dynamic, got '{text}'")
-    return int(sides[1]), int(sides[2] or sides[1])
+    return sides(text, expected="N, HxW or dynamic")
 
 
 def _batch(text: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def add_volume(parser: argparse.ArgumentParser) -> None:
         dest="volume",
         help="only warnings, errors and the last line",
     )
+
+
+def sides(text: str, *, expected: str = "N or HxW") -> tuple[int, int]:
+    """(height, width) that --size says; `expected` is all that it may say."""
+    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
+    if not found:
+        raise UserError(f"--size: expected {expected}, got '{text}'")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def require_new(paths: Sequence[Path], *, hint: str = "") -> None:

@@ -98,6 +98,19 @@ def require_usable(header: Header, *, source: str) -> None:
         )
 
 
+def size_for(header: Header, size: tuple[int, int] | None, *, source: str) -> tuple[int, int]:
+    """The size of the network input that is asked for, None: the graph's own."""
+    if size in (None, header.size):
+        return header.size
+    if not header.dynamic:
+        was, asked = ("x".join(map(str, sides)) for sides in (header.size, size))
+        raise UserError(
+            f"{source}: takes pictures of {was}, not of {asked}; export it with --size dynamic for "
+            "any size"
+        )
+    return size
+
+
 def run_whole(
     run: Run, header: Header, images: NDArray[np.uint8], sizes: NDArray[np.int64]
 ) -> list[Detections]:

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
+from pathlib import Path
 
 
 def cores() -> int:
     """How many CPU cores this process may use; not every system can limit a process to some."""
     known = hasattr(os, "sched_getaffinity")
     return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """What the processor is called."""
+    known = Path("/proc/cpuinfo")
+    found = known.is_file() and re.search(r"model name\s*: (.*)", known.read_text("utf-8"))
+    return found[1] if found else platform.processor() or platform.machine()

@@ -19,6 +19,7 @@ from triscale.pixels import Fit
 
 SECTION = "framework"  # of rt_info: where OpenVINO keeps the metadata of an ONNX file
 HINTS = {"fp32": "f32", "bf16": "bf16"}
+NAMES = {"f32": "fp32", "f16": "fp16"}  # of what it chose
 
 
 class OpenVinoEngine:
@@ -58,7 +59,8 @@ class OpenVinoEngine:
         self.size, self.classes = self.header.size, self.header.classes
         self.fit: Fit = self.header.fit
         self.recipe = self.header.recipe
-        kind = self.header.precision if self.header.precision == "int8" else precision
+        chosen = self._model.get_property("INFERENCE_PRECISION_HINT").to_string()
+        kind = "int8" if self.header.precision == "int8" else NAMES.get(chosen, chosen)
         self.name = f"OpenVINO {openvino.__version__.split('-')[0]}, {kind}, CPU"
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -24,7 +24,8 @@ from triscale.weights.formats import load_weights
 class TorchEngine:
     """An `Engine`; `precision` is what the network computes in, `auto` what is faster here.
 
-    `size` (height, width) of the network input is the weights' own unless it is given.
+    `size` (height, width) of the network input is the weights' own unless it is given. `threads`
+    are those of the whole process: torch has no others.
     """
 
     def __init__(
@@ -34,7 +35,10 @@ class TorchEngine:
         device: str = "auto",
         precision: Literal["fp32", "bf16", "auto"] = "fp32",
         size: tuple[int, int] | None = None,
+        threads: int | None = None,
     ) -> None:
+        if threads:
+            torch.set_num_threads(threads)
         self.device = choose_device(device)
         self.precision = _choose_precision(precision, self.device)
         model, self.info = load_weights(path)

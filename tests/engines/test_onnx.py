@@ -122,10 +122,14 @@ def test_choice(
 
 
 def test_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a process can't be bound to some cores, all count."""
+    """Where a process can't be bound to some cores, all count, up to what torch is told."""
     monkeypatch.delattr("os.sched_getaffinity", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 7)
-    assert machine.cores() == 7
+    for most, expected in ((None, 7), ("", 7), ("x", 7), ("0", 7), ("3", 3), ("99", 7)):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if most is not None:
+            monkeypatch.setenv("OMP_NUM_THREADS", most)
+        assert machine.cores() == expected
 
 
 def run_without(packages: str, code: str, *arguments: str) -> Any:

@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -182,8 +183,8 @@ class CocoResults:
             self._results.add(row)
 
     def close(self) -> None:
-        self._results.close()
-        self._pictures.close()
+        with closing(self._pictures):
+            self._results.close()
 
     def summary(self) -> str:
         return f"COCO results in {self._path}, their pictures in {coco_pictures_path(self._path)}"
@@ -233,10 +234,14 @@ class _JsonList:
 
     def close(self) -> None:
         with naming(self._path, self._temporary):
-            self._file.write(self._tail)
-            self._file.close()
-            flush(self._temporary)
-            self._temporary.replace(self._path)
+            try:
+                with self._file as file:
+                    file.write(self._tail)
+                flush(self._temporary)
+                self._temporary.replace(self._path)
+            except OSError:
+                self._temporary.unlink(missing_ok=True)
+                raise
 
 
 def coco_pictures_path(path: Path) -> Path:

@@ -65,6 +65,7 @@ DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "no classes": (with_text("classes", None), "its metadata is damaged"),
     "no JSON": (with_text("anchors", "[[["), "its metadata is damaged"),
     "deep JSON": (with_text("recipe", "[" * 100_000), "its metadata is damaged"),
+    "no pictures": (with_text("batch", "0"), "its metadata is damaged"),
     "no size": (with_text("size", "[1e999, 0]"), "its metadata is damaged"),
     "another fit": (with_text("fit", '"round"'), "its metadata is damaged"),
 }

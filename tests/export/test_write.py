@@ -12,7 +12,7 @@ import pytest
 
 from tests.exporting import CLASSES, SIZE, drawn, quietly
 from triscale.cli import main
-from triscale.engines.header import run_in_batches, unpacked
+from triscale.engines.header import Header, run_in_batches, unpacked
 from triscale.engines.onnx import OnnxEngine
 from triscale.engines.openvino import OpenVinoEngine
 from triscale.engines.pytorch import TorchEngine
@@ -160,7 +160,7 @@ def test_a_full_disk(
     """One line about the file that was wanted, also where a library calls it something else."""
     left = 0
 
-    def write(path: Path, *_: object) -> None:
+    def write(path: Path, *_: object, header: Header) -> None:
         raise OSError(28, "full", str(path)) if library == "ours" else RuntimeError("iostream")
 
     monkeypatch.setattr("triscale.export.write.write_onnx", write)

@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
@@ -71,9 +70,8 @@ def export(weights: Path, target: Path, wanted: Wanted, *, narrator: Narrator) -
         raw=wanted.raw,
         half=wanted.half and kind != "openvino",  # which halves the weights by itself
     )
-    header = header_of(info, model, form)
-    if wanted.half or wanted.calibrate:
-        header = replace(header, precision="int8" if wanted.calibrate else "fp16")
+    precision = "int8" if wanted.calibrate else "fp16" if wanted.half else "fp32"
+    header = header_of(info, model, form, precision=precision)
     # 8 bits are always measured: nothing else says whether they are enough
     check = wanted.check or wanted.calibrate
     pictures = choose_pictures(info, check=check, measure=check is not None)
@@ -84,10 +82,10 @@ def export(weights: Path, target: Path, wanted: Wanted, *, narrator: Narrator) -
         made = Path(folder) / target.name
         narrator.say(f"writing {target}, {header.precision}")
         if kind == "pt2":
-            write_pt2(made, model, info, form)
+            write_pt2(made, model, info, form, header=header)
         else:
             onnx = made if kind == "onnx" else Path(folder) / "detector.onnx"
-            write_onnx(onnx, model, info, form)
+            write_onnx(onnx, model, info, form, header=header)
             if wanted.calibrate:
                 narrator.say(f"looking at pictures of {wanted.calibrate} for the ranges")
                 inputs = _inputs(engine, wanted.calibrate, form)

@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -183,8 +183,12 @@ class CocoResults:
             self._results.add(row)
 
     def close(self) -> None:
-        with closing(self._pictures):
+        try:
             self._results.close()
+        except OSError:
+            self._pictures.discard()  # which mean nothing alone
+            raise
+        self._pictures.close()
 
     def summary(self) -> str:
         return f"COCO results in {self._path}, their pictures in {coco_pictures_path(self._path)}"
@@ -240,8 +244,13 @@ class _JsonList:
                 flush(self._temporary)
                 self._temporary.replace(self._path)
             except OSError:
-                self._temporary.unlink(missing_ok=True)
+                self.discard()
                 raise
+
+    def discard(self) -> None:
+        with suppress(OSError):
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
 
 
 def coco_pictures_path(path: Path) -> Path:

@@ -126,6 +126,14 @@ def trained(
 
 
 @pytest.fixture(scope="session")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small exported network, with its weights beside it. Not to be changed: copy it."""
+    from tests.exporting import write_onnx
+
+    return write_onnx(tmp_path_factory.mktemp("onnx"))
+
+
+@pytest.fixture(scope="session")
 def crasher() -> Iterator[Crasher]:
     """Starts commands that end at a chosen call; it has imported everything already."""
     from tests.crashing import Crasher

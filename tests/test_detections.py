@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 
+from tests.finding import found
 from triscale.detections import Detections
 from triscale.errors import UserError
 
@@ -16,12 +18,7 @@ CLASSES = ("cat", "dog", "Straße")
 PICTURE = np.full((50, 100, 3), 80, np.uint8)
 
 
-def make(*rows: tuple[float, ...], classes: tuple[str, ...] = CLASSES) -> Detections:
-    """Rows of x1, y1, x2, y2, score, class."""
-    table = np.array(rows, np.float32).reshape(-1, 6)
-    return Detections(table[:, :4], table[:, 4], table[:, 5].astype(np.int64), classes)
-
-
+make = partial(found, classes=CLASSES)
 THREE = make((10, 20, 30, 40, 0.75, 1), (0, 0, 100, 50, 0.5, 2), (5, 5, 6, 7, 0.25, 1))
 
 

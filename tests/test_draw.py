@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from triscale.detections import Detections
+from tests.finding import found
 from triscale.draw import (
     _caption_text,
     colour_of,
@@ -20,11 +20,6 @@ from triscale.draw import (
 from triscale.lettering import default_font, font_for, text_patch
 
 GREY = np.full((120, 160, 3), 90, np.uint8)
-
-
-def found(*rows: tuple[float, ...]) -> Detections:
-    table = np.array(rows, np.float32).reshape(-1, 6)
-    return Detections(table[:, :4], table[:, 4], table[:, 5].astype(np.int64))
 
 
 def test_nothing_to_draw() -> None:

@@ -150,6 +150,7 @@ def test_an_error_of_the_folder_names_the_file(
         (OSError(errno.ENOENT, "missing", "another"), "another"),
         (OSError(errno.ENOENT, "missing", "real/.lock"), "real"),  # in a folder
         (OSError(errno.ENOENT, "missing", "real/a/.lock"), "real/a/.lock"),
+        (OSError(errno.ENOSPC, "full", "temporary/a/b"), "real"),
         (OSError(errno.ENOENT, "missing", 7), 7),  # a descriptor
         (OSError("a text"), None),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -109,6 +110,17 @@ def test_coco_results(names: list[str], ids: list[int], tmp_path: Path) -> None:
     assert rows[0]["bbox"] == [10, 10, 20, 10]
     assert rows[0]["area"] == 200
     assert [row["category_id"] for row in rows[:2]] == [2, 1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_coco_results_on_a_full_disk(tmp_path: Path) -> None:
+    """The file that was wanted is named, and nothing is left."""
+    (tmp_path / f".found.json.{os.getpid()}.tmp").symlink_to("/dev/full")
+    output = CocoResults(tmp_path / "found.json", [], CLASSES)
+    output.add(still("a.jpg"), TWO)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/found\.json'"):
+        output.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_coco_results_of_frames(tmp_path: Path) -> None:

@@ -68,17 +68,23 @@ def test_what_can_not_be_opened(source: Path | int) -> None:
         VideoReader(source, name="it")
 
 
+def test_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "v.mp4").touch()
+    with pytest.raises(UserError, match=r"^it: the file is empty$"):
+        VideoReader(tmp_path / "v.mp4", name="it")
+
+
 @pytest.mark.parametrize("rate", [0.5, 8.333333, 23.976023976, 25, 29.97002997, 119.88, 240])
 def test_writing(rate: float, tmp_path: Path) -> None:
-    writer = VideoWriter(tmp_path / "new" / "out.mp4", rate=rate)
+    writer = VideoWriter(tmp_path / "out.mp4", rate=rate)
     for k in range(5):
         writer.write(np.full((48, 64, 3), (20 * k, 0, 0), np.uint8))
-    assert not (tmp_path / "new" / "out.mp4").exists(), "not before it is whole"
+    assert not (tmp_path / "out.mp4").exists(), "not before it is whole"
     writer.close()
-    frames, written = redness(tmp_path / "new" / "out.mp4")
+    frames, written = redness(tmp_path / "out.mp4")
     assert frames == [0, 20, 40, 60, 80]
     assert written == pytest.approx(rate, rel=2e-4)
-    assert len(list((tmp_path / "new").iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_frames_of_other_sizes(tmp_path: Path) -> None:

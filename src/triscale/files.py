@@ -94,7 +94,8 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def naming(path: Path, *others: Path) -> Generator[None]:
-    """Let an OSError name `path` if it names no file, as of a full disk, or one of `others`.
+    """Let an OSError name `path` if it names no file, as of a full disk, or one of `others` or what
+    lies in them.
 
     If `path` is a folder, a file right in it counts too: nobody knows the names of our locks and
     temporary files.
@@ -103,8 +104,11 @@ def naming(path: Path, *others: Path) -> Generator[None]:
         yield
     except OSError as error:
         named = error.filename
-        within = isinstance(named, str) and os.path.dirname(named) == str(path)
-        if error.errno and (within or named in (None, *map(str, others))):
+        ours = named is None
+        if isinstance(named, str):
+            inside = any(Path(named).is_relative_to(other) for other in others)
+            ours = inside or os.path.dirname(named) == str(path)
+        if error.errno and ours:
             error.filename = str(path)
         raise
 

@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -182,7 +183,11 @@ class CocoResults:
             self._results.add(row)
 
     def close(self) -> None:
-        self._results.close()
+        try:
+            self._results.close()
+        except OSError:
+            self._pictures.discard()  # which mean nothing alone
+            raise
         self._pictures.close()
 
     def summary(self) -> str:
@@ -233,10 +238,19 @@ class _JsonList:
 
     def close(self) -> None:
         with naming(self._path, self._temporary):
-            self._file.write(self._tail)
+            try:
+                with self._file as file:
+                    file.write(self._tail)
+                flush(self._temporary)
+                self._temporary.replace(self._path)
+            except OSError:
+                self.discard()
+                raise
+
+    def discard(self) -> None:
+        with suppress(OSError):
             self._file.close()
-            flush(self._temporary)
-            self._temporary.replace(self._path)
+        self._temporary.unlink(missing_ok=True)
 
 
 def coco_pictures_path(path: Path) -> Path:

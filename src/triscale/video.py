@@ -110,7 +110,6 @@ class VideoWriter:
     def _open(self) -> cv2.VideoWriter:
         # The format's clock has 16 bits, so there is no room for more digits.
         rate = round(self._rate, 3 if self._rate < 65 else 2)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         with naming(self._path, self._temporary):
             self._temporary.touch()  # says what is wrong with the folder, which OpenCV doesn't
         codec = cv2.VideoWriter.fourcc(*"mp4v")
@@ -149,4 +148,6 @@ def _why_not(source: Path | int | str) -> str:
         return "no such camera, or it can't be opened"
     if isinstance(source, str):
         return "the stream can't be opened"
+    if source.is_file() and not source.stat().st_size:
+        return "the file is empty"
     return "can't be opened as a video (cut short, or in a format that FFmpeg doesn't know)"

@@ -65,6 +65,7 @@ DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "no classes": (with_text("classes", None), "its metadata is damaged"),
     "no JSON": (with_text("anchors", "[[["), "its metadata is damaged"),
     "deep JSON": (with_text("recipe", "[" * 100_000), "its metadata is damaged"),
+    "no pictures": (with_text("batch", "0"), "its metadata is damaged"),
     "no size": (with_text("size", "[1e999, 0]"), "its metadata is damaged"),
     "another fit": (with_text("fit", '"round"'), "its metadata is damaged"),
 }
@@ -123,10 +124,14 @@ def test_choice(
 
 
 def test_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a process can't be bound to some cores, all count."""
+    """Where a process can't be bound to some cores, all count, up to what torch is told."""
     monkeypatch.delattr("os.sched_getaffinity", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 7)
-    assert machine.cores() == 7
+    for most, expected in ((None, 7), ("", 7), ("x", 7), ("0", 7), ("3", 3), ("99", 7)):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if most is not None:
+            monkeypatch.setenv("OMP_NUM_THREADS", most)
+        assert machine.cores() == expected
 
 
 def run_without(packages: str, code: str, *arguments: str) -> Any:

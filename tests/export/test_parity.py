@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from triscale.detections import Detections
+from tests.finding import found
 from triscale.export.parity import Tolerance, compare
 
 Row = tuple[float, float, float, float, float, int]  # x1, y1, x2, y2, score, label
 A: Row = (0, 0, 10, 10, 0.9, 0)
 B: Row = (50, 50, 60, 60, 0.8, 1)
-
-
-def found(*rows: Row) -> Detections:
-    values = np.array(rows, np.float32).reshape(-1, 6)
-    return Detections(values[:, :4], values[:, 4], values[:, 5].astype(np.int64))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import os
@@ -11,13 +12,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from triscale.detections import Detections
@@ -92,6 +94,19 @@ def ask(
 
 def detect(port: int, body: bytes, *, query: str = "", kind: str = "image/jpeg") -> Answer:
     return ask(port, f"/detect{query}", body, Content_Type=kind)
+
+
+def detect_json(port: int, files: Sequence[bytes], *, query: str = "") -> Answer:
+    body = json.dumps({"images": [base64.b64encode(data).decode() for data in files]})
+    return detect(port, body.encode(), query=query, kind="application/json")
+
+
+def assert_close(shown: list[Any], expected: list[Any]) -> None:
+    """Sums of a batch may be in another order than those of one picture."""
+    assert [one["label"] for one in shown] == [one["label"] for one in expected]
+    for key, within in (("score", 1e-5), ("box", 0.02)):
+        for one, other in zip(shown, expected, strict=True):
+            assert one[key] == pytest.approx(other[key], abs=within)
 
 
 def wait_until(true: Callable[[], bool], *, seconds: float = 30) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 import socket
 import threading
@@ -19,7 +17,9 @@ from tests.serve.clients import (
     Fake,
     Running,
     ask,
+    assert_close,
     detect,
+    detect_json,
     picture,
     running,
     wait_until,
@@ -65,13 +65,6 @@ def test_results_are_the_detectors(real: Running, random_weights: Path) -> None:
     alone = [detector(decode_picture(data, "a")) for data in files]
     assert all(len(found) == 100 for found in alone)
 
-    def close(shown: list[Any], expected: list[Any]) -> None:
-        """Sums of a batch may be in another order than those of one picture."""
-        assert [one["label"] for one in shown] == [one["label"] for one in expected]
-        for key, within in (("score", 1e-5), ("box", 0.02)):
-            for one, other in zip(shown, expected, strict=True):
-                assert one[key] == pytest.approx(other[key], abs=within)
-
     raw = detect(real.port, files[0], query="?score=0").json()
     assert raw["images"] == [
         {"name": None, "width": 80, "height": 60, "detections": alone[0].to_dicts()}
@@ -79,10 +72,7 @@ def test_results_are_the_detectors(real: Running, random_weights: Path) -> None:
     names = [f"{i}.x" for i in range(3)]
     body, kind = form(*zip(names, files, strict=True))
     several = detect(real.port, body, query="?score=0", kind=kind).json()
-    in_json = json.dumps({"images": [base64.b64encode(data).decode() for data in files]})
-    from_json = detect(
-        real.port, in_json.encode(), query="?score=0", kind="application/json"
-    ).json()
+    from_json = detect_json(real.port, files, query="?score=0").json()
     assert [image["name"] for image in several["images"]] == names
     for answer in (several, from_json):
         assert [(i["width"], i["height"]) for i in answer["images"]] == [
@@ -91,7 +81,7 @@ def test_results_are_the_detectors(real: Running, random_weights: Path) -> None:
             (200, 33),
         ]
         for image, found in zip(answer["images"], alone, strict=True):
-            close(image["detections"], found.to_dicts())
+            assert_close(image["detections"], found.to_dicts())
 
 
 @pytest.mark.parametrize("query", ["?score=0.4", "?labels=square", "?score=0.3&labels=disc,square"])

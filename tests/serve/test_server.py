@@ -22,9 +22,23 @@ from random import Random
 import pytest
 
 from tests.fuzz.mutations import damaged
-from tests.serve.clients import JPEG, Process, ask, detect, picture, process, wait_until
+from tests.serve.clients import (
+    JPEG,
+    Process,
+    ask,
+    assert_close,
+    detect,
+    detect_json,
+    picture,
+    process,
+    wait_until,
+)
 from tests.serve.test_metrics import parse
 from triscale.cli import main
+from triscale.data.pictures import decode_picture
+from triscale.engines.onnx import OnnxEngine
+from triscale.export.openvino import write_openvino
+from triscale.predict import Detector
 
 INPUTS = 500
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -101,6 +115,27 @@ def test_the_end(number: int, random_weights: Path, tmp_path: Path) -> None:
         connection.close()
         assert server.popen.wait(10) == 0
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("form", ["small.onnx", "small_openvino"])
+def test_an_exported_network(form: str, onnx_file: Path, tmp_path: Path) -> None:
+    """It finds in several pictures what torch finds with the weights it was made from."""
+    weights = tmp_path / form
+    if form.endswith(".onnx"):
+        weights = onnx_file
+    else:
+        write_openvino(weights, onnx_file, header=OnnxEngine(onnx_file).header, half=False)
+    files = [picture(60, 80), picture(90, 50, suffix=".png", seed=1), picture(33, 200, seed=2)]
+    detector = Detector(onnx_file.with_suffix(".safetensors"), device="cpu")
+    expected = [detector(decode_picture(data, "a")).filter(labels="dog") for data in files]
+    assert all(expected)
+    with process(weights, tmp_path) as server:
+        assert ask(server.port, "/model").json()["name"] == form
+        answer = detect_json(server.port, files, query="?score=0&labels=dog").json()
+        for image, found in zip(answer["images"], expected, strict=True):
+            assert_close(image["detections"], found.to_dicts())
+        server.popen.terminate()
+        assert server.popen.wait(10) == 0
 
 
 def test_the_end_does_not_wait_for_ever(random_weights: Path, tmp_path: Path) -> None:

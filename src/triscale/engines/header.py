@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from triscale.detections import Detections
 from triscale.errors import UserError
+from triscale.pixels import Fit
 
 FORMAT = "triscale-export-1"
+Precision = Literal["fp32", "fp16", "int8"]
 
 # the arrays of a graph's inputs by name -> those of its outputs
 Run = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
@@ -30,10 +32,10 @@ class Header:
     size: tuple[int, int]  # (height, width) of the network input
     dynamic: bool  # any multiples of 32 go in; `size` is what the network was trained for
     batch: int | None  # pictures at once; None: any number
-    fit: Literal["stretch", "letterbox"]  # how pictures are brought to that size
+    fit: Fit  # how pictures are brought to that size
     resize: bool  # inside the graph
     raw: bool  # the network's own outputs: no decoding, no suppression
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Precision
     score_threshold: float  # what the graph drops
     anchors: tuple[tuple[tuple[float, float], ...], ...]  # w, h in pixels per stride, deepest first
     scale_x_y: float
@@ -58,9 +60,9 @@ def read_header(texts: Mapping[str, str], *, source: str) -> Header:
         height, width = values["size"]
         header = Header(
             classes=tuple(map(str, values["classes"])),
-            size=(_side(height), _side(width)),
+            size=(_number(height, 32, 8192), _number(width, 32, 8192)),
             dynamic=values["dynamic"] is True,
-            batch=None if values["batch"] is None else int(values["batch"]),
+            batch=None if values["batch"] is None else _number(values["batch"], 1, 9999),
             fit=_one_of(values["fit"], "stretch", "letterbox"),
             resize=values["resize"] is True,
             raw=values["raw"] is True,
@@ -82,9 +84,9 @@ def _one_of(value: Any, *known: str) -> Any:
     return value
 
 
-def _side(value: Any) -> int:
-    if type(value) is not int or not 32 <= value <= 8192:
-        raise ValueError(f"expected sides from 32 to 8192, found {value!r:.80}")
+def _number(value: Any, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"expected a number from {least} to {most}, found {value!r:.80}")
     return value
 
 

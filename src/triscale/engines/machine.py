@@ -9,9 +9,14 @@ from pathlib import Path
 
 
 def cores() -> int:
-    """How many CPU cores this process may use; not every system can limit a process to some."""
+    """How many CPU cores this process may use; not every system can limit a process to some.
+
+    OMP_NUM_THREADS, which torch follows by itself, is the most.
+    """
     known = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    here = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    most = os.environ.get("OMP_NUM_THREADS", "")
+    return min(here, int(most)) if most.isdecimal() and int(most) else here
 
 
 def processor() -> str:

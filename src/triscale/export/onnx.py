@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import triscale
 from triscale.config import build
 from triscale.decode import DecodeConfig
-from triscale.engines.header import Header
+from triscale.engines.header import Header, Precision
 from triscale.export.graph import Raw, Suppress, Whole, onnx_suppress
 from triscale.files import write_atomically
 from triscale.model.yolo import YOLOv3
@@ -42,7 +42,7 @@ class Form(NamedTuple):
     half: bool = False  # the network computes in float16
 
 
-def header_of(info: WeightsInfo, model: YOLOv3, form: Form) -> Header:
+def header_of(info: WeightsInfo, model: YOLOv3, form: Form, *, precision: Precision) -> Header:
     """What the file is going to say."""
     return Header(
         classes=info.classes,
@@ -52,7 +52,7 @@ def header_of(info: WeightsInfo, model: YOLOv3, form: Form) -> Header:
         fit=info.input.fit,
         resize=form.resize,
         raw=form.raw,
-        precision="fp16" if form.half else "fp32",
+        precision=precision,
         score_threshold=_decode(info).score_threshold,
         anchors=model.anchors,
         scale_x_y=model.scale_x_y,
@@ -95,7 +95,7 @@ def graph_of(
     return whole.eval(), inputs, shapes
 
 
-def write_onnx(path: Path, model: YOLOv3, info: WeightsInfo, form: Form) -> None:
+def write_onnx(path: Path, model: YOLOv3, info: WeightsInfo, form: Form, *, header: Header) -> None:
     """Write `model` as an ONNX file, atomically."""
     import onnx
 
@@ -120,7 +120,7 @@ def write_onnx(path: Path, model: YOLOv3, info: WeightsInfo, form: Form) -> None
         del part.metadata_props[:]
     del proto.graph.value_info[:]  # the suppression's is made up: how much it finds isn't known
     onnx.checker.check_model(proto)
-    save_onnx(path, proto, header_of(info, model, form))
+    save_onnx(path, proto, header)
 
 
 def save_onnx(path: Path, proto: Any, header: Header) -> None:

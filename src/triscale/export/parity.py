@@ -40,7 +40,6 @@ TOLERANCES = {
 class Parity(NamedTuple):
     """The largest differences between matched detections, and how many weren't matched."""
 
-    pictures: int
     detections: int  # of the network
     unmatched: int  # of either
     score: float
@@ -87,7 +86,7 @@ def compare(
             full = len(one) >= most
             least = margin + (float(one.scores[-1]) if full else threshold)
             unmatched += int((left > least).sum())
-    return Parity(len(expected), sum(map(len, expected)), unmatched, score, box)
+    return Parity(sum(map(len, expected)), unmatched, score, box)
 
 
 def _matched(

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from triscale.engines.header import Run
+from triscale.engines.header import Header, Run
 from triscale.export.graph import torch_suppress
-from triscale.export.onnx import Form, graph_of, header_of, outputs_of, quietly
+from triscale.export.onnx import Form, graph_of, outputs_of, quietly
 from triscale.files import write_atomically
 from triscale.model.yolo import YOLOv3
 from triscale.weights.contents import WeightsInfo
@@ -22,10 +22,10 @@ from triscale.weights.contents import WeightsInfo
 HEADER = "triscale.json"  # a file in the archive
 
 
-def write_pt2(path: Path, model: YOLOv3, info: WeightsInfo, form: Form) -> None:
+def write_pt2(path: Path, model: YOLOv3, info: WeightsInfo, form: Form, *, header: Header) -> None:
     """Write `model` as such an archive, atomically."""
     graph, inputs, shapes = graph_of(model, info, form, suppress=torch_suppress)
-    texts = {HEADER: json.dumps(header_of(info, model, form).texts())}
+    texts = {HEADER: json.dumps(header.texts())}
     buffer = io.BytesIO()
     with quietly(), torch.no_grad():
         program = torch.export.export(graph, (), kwargs=inputs, dynamic_shapes=shapes)

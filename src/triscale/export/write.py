@@ -6,9 +6,11 @@ on pictures, and then moved to where it was wanted.
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
@@ -31,6 +33,7 @@ from triscale.predict import find_weights, is_exported, prepare, read_pixels
 from triscale.weights.formats import load_weights
 
 Kind = Literal["onnx", "pt2", "openvino"]
+LEFT = 1 << 20  # bytes: with less of it a disk is full
 
 
 class Wanted(NamedTuple):
@@ -67,21 +70,22 @@ def export(weights: Path, target: Path, wanted: Wanted, *, narrator: Narrator) -
         raw=wanted.raw,
         half=wanted.half and kind != "openvino",  # which halves the weights by itself
     )
-    header = header_of(info, model, form)
-    if wanted.half or wanted.calibrate:
-        header = replace(header, precision="int8" if wanted.calibrate else "fp16")
+    precision = "int8" if wanted.calibrate else "fp16" if wanted.half else "fp32"
+    header = header_of(info, model, form, precision=precision)
     # 8 bits are always measured: nothing else says whether they are enough
     check = wanted.check or wanted.calibrate
     pictures = choose_pictures(info, check=check, measure=check is not None)
     parent = target.absolute().parent
-    with naming(parent), TemporaryDirectory(dir=parent, prefix=f".{target.name}-") as folder:
+    with naming(parent):
+        beside = TemporaryDirectory(dir=parent, prefix=f".{target.name}-")
+    with beside as folder, naming(target, Path(folder)), _full_disk_told(Path(folder)):
         made = Path(folder) / target.name
         narrator.say(f"writing {target}, {header.precision}")
         if kind == "pt2":
-            write_pt2(made, model, info, form)
+            write_pt2(made, model, info, form, header=header)
         else:
             onnx = made if kind == "onnx" else Path(folder) / "detector.onnx"
-            write_onnx(onnx, model, info, form)
+            write_onnx(onnx, model, info, form, header=header)
             if wanted.calibrate:
                 narrator.say(f"looking at pictures of {wanted.calibrate} for the ranges")
                 inputs = _inputs(engine, wanted.calibrate, form)
@@ -143,6 +147,19 @@ def _require_replaceable(target: Path, kind: Kind) -> None:
         ours = {xml_of(target).name, xml_of(target).with_suffix(".bin").name}
         if not target.is_dir() or not {file.name for file in target.iterdir()} <= ours:
             raise UserError(f"{target}: isn't a folder that triscale export wrote; name another")
+
+
+@contextmanager
+def _full_disk_told(folder: Path) -> Generator[None]:
+    """Make an OSError of a full disk, for which onnx and OpenVINO have errors of their own."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        if shutil.disk_usage(folder).free > LEFT:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def _opened(path: Path, kind: Kind, form: Form) -> Run:

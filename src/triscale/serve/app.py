@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -98,7 +99,7 @@ def _routes(service: Service) -> Starlette:
         detector = service.batcher.detector
         if detector is None:
             raise busy("the network is being loaded; try again soon")
-        name = settings.weights.rstrip("/").rpartition("/")[2]
+        name = Path(settings.weights).absolute().name
         return JSONResponse(
             {"name": name, "classes": detector.classes, "score_threshold": settings.score}
         )

@@ -24,60 +24,51 @@ _MEANINGS = {
 }
 _NUMBER = {"type": "number"}
 _TEXT = {"type": "string"}
-_DETECTION = {
-    "type": "object",
-    "required": ["label", "score", "box"],
-    "properties": {
-        "label": {**_TEXT, "description": "name of the class"},
-        "score": {"type": "number", "minimum": 0, "maximum": 1},
-        "box": {
-            "type": "array",
-            "items": _NUMBER,
-            "minItems": 4,
-            "maxItems": 4,
-            "description": "left, top, right, bottom in pixels of the upright picture",
-        },
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": list(properties),
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+_DETECTION = _object(
+    label={**_TEXT, "description": "name of the class"},
+    score={**_NUMBER, "minimum": 0, "maximum": 1},
+    box={
+        "type": "array",
+        "items": _NUMBER,
+        "minItems": 4,
+        "maxItems": 4,
+        "description": "left, top, right, bottom in pixels of the upright picture",
     },
-    "additionalProperties": False,
-}
-_IMAGE = {
-    "type": "object",
-    "required": ["name", "width", "height", "detections"],
-    "properties": {
-        "name": {"type": ["string", "null"], "description": "of the file, in a form"},
-        "width": {"type": "integer", "minimum": 1},
-        "height": {"type": "integer", "minimum": 1},
-        "detections": {
-            "type": "array",
-            "items": {"$ref": "#/components/schemas/Detection"},
-            "description": "best first",
-        },
+)
+_IMAGE = _object(
+    name={"type": ["string", "null"], "description": "of the file, in a form"},
+    width={"type": "integer", "minimum": 1},
+    height={"type": "integer", "minimum": 1},
+    detections={
+        "type": "array",
+        "items": {"$ref": "#/components/schemas/Detection"},
+        "description": "best first",
     },
-    "additionalProperties": False,
-}
-_RESULT = {
-    "type": "object",
-    "required": ["images", "seconds"],
-    "properties": {
-        "images": {
-            "type": "array",
-            "items": {"$ref": "#/components/schemas/Image"},
-            "description": "one for each picture, in their order",
-        },
-        "seconds": {**_NUMBER, "minimum": 0, "description": "from the first byte to the result"},
+)
+_RESULT = _object(
+    images={
+        "type": "array",
+        "items": {"$ref": "#/components/schemas/Image"},
+        "description": "one for each picture, in their order",
     },
-    "additionalProperties": False,
-}
-_MODEL = {
-    "type": "object",
-    "required": ["name", "classes", "score_threshold"],
-    "properties": {
-        "name": _TEXT,
-        "classes": {"type": "array", "items": _TEXT},
-        "score_threshold": {**_NUMBER, "description": "where the query names none"},
-    },
-    "additionalProperties": False,
-}
+    seconds={**_NUMBER, "minimum": 0, "description": "from the first byte to the result"},
+)
+_MODEL = _object(
+    name=_TEXT,
+    classes={"type": "array", "items": _TEXT},
+    score_threshold={**_NUMBER, "description": "where the query names none"},
+)
 _EXAMPLE = {
     "images": [
         {
@@ -109,19 +100,14 @@ def describe(settings: Settings) -> dict[str, Any]:
             }
         },
     }
-    in_json = {
-        "type": "object",
-        "required": ["images"],
-        "properties": {
-            "images": {
-                "type": "array",
-                "items": {"type": "string", "contentEncoding": "base64"},
-                "minItems": 1,
-                "maxItems": settings.queue,
-            }
-        },
-        "additionalProperties": False,
-    }
+    in_json = _object(
+        images={
+            "type": "array",
+            "items": {"type": "string", "contentEncoding": "base64"},
+            "minItems": 1,
+            "maxItems": settings.queue,
+        }
+    )
     kinds = [f"image/{kind}" for kind in ("jpeg", "png", "bmp", "webp", "tiff")]
     media = {kind: {"schema": binary} for kind in (*kinds, "application/octet-stream")}
     detect: dict[str, Any] = {
@@ -276,12 +262,3 @@ def _answer(text: str, schema: str, *, example: Any = None) -> dict[str, Any]:
 
 def _errors(*statuses: str) -> dict[str, Any]:
     return {status: _answer(_MEANINGS[status], "Error") for status in statuses}
-
-
-def _object(**properties: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": list(properties),
-        "properties": properties,
-        "additionalProperties": False,
-    }

@@ -29,6 +29,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from triscale.engines.machine import cores
 from triscale.errors import UserError
 from triscale.serve.app import Service, say
 from triscale.serve.metrics import WIDTH, Metrics
@@ -272,10 +273,8 @@ def _work(
 ) -> None:
     """A worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until uvicorn listens to it; the parent hears it
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", str(max(1, cores // settings.workers))
-    )  # before torch is imported
+    # its share of the cores, before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // settings.workers)))
     service = Service(settings, Metrics(cells, row=row), load=lambda: _load(settings))
     try:
         run_server(service, listener, tell=lambda: news.send_bytes(b"ready"))

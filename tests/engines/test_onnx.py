@@ -131,7 +131,7 @@ def test_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         if most is not None:
             monkeypatch.setenv("OMP_NUM_THREADS", most)
-        assert machine.cores() == expected
+        assert machine.num_threads() == expected
 
 
 def run_without(packages: str, code: str, *arguments: str) -> Any:

@@ -66,9 +66,9 @@ def run(arguments: argparse.Namespace) -> None:
     batches = [_whole(word, "--batch") for word in arguments.batch.split(",")]
     if not 0 <= arguments.seconds <= 3600:
         raise UserError(f"--seconds: expected 0 to 3600, got {arguments.seconds:g}")
-    from triscale.engines.machine import cores, processor
+    from triscale.engines.machine import cores, num_threads, processor
 
-    threads = _whole(arguments.threads, "--threads") if arguments.threads else cores()
+    threads = _whole(arguments.threads, "--threads") if arguments.threads else num_threads()
     contenders = _contenders(arguments, threads)
     for model, detector in contenders:
         _require_batches(model, detector, batches)

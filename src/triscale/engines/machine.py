@@ -9,14 +9,15 @@ from pathlib import Path
 
 
 def cores() -> int:
-    """How many CPU cores this process may use; not every system can limit a process to some.
-
-    OMP_NUM_THREADS, which torch follows by itself, is the most.
-    """
+    """How many CPU cores this process may use; not every system can limit a process to some."""
     known = hasattr(os, "sched_getaffinity")
-    here = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
+def num_threads() -> int:
+    """How many threads compute: one a core, at most OMP_NUM_THREADS, which torch follows too."""
     most = os.environ.get("OMP_NUM_THREADS", "")
-    return min(here, int(most)) if most.isdecimal() and int(most) else here
+    return min(cores(), int(most)) if most.isdecimal() and int(most) else cores()
 
 
 def processor() -> str:

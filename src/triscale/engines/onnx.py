@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from triscale.detections import Detections
 from triscale.engines.header import read_header, run_whole
-from triscale.engines.machine import cores
+from triscale.engines.machine import num_threads
 from triscale.errors import UserError
 from triscale.packages import require_packages
 from triscale.pixels import Fit
@@ -26,7 +26,7 @@ class OnnxEngine:
 
         options: Any = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what fails, we say
-        options.intra_op_num_threads = threads or cores()
+        options.intra_op_num_threads = threads or num_threads()
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]

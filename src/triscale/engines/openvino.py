@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from triscale.detections import Detections
 from triscale.engines.header import read_header, run_whole
-from triscale.engines.machine import cores
+from triscale.engines.machine import num_threads
 from triscale.engines.telemetry import refuse_telemetry
 from triscale.errors import UserError
 from triscale.packages import require_packages
@@ -43,7 +43,7 @@ class OpenVinoEngine:
         # The default on processors that have it is bf16, which moves scores by hundredths.
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads or cores(),
+            "INFERENCE_NUM_THREADS": threads or num_threads(),
             **({"INFERENCE_PRECISION_HINT": HINTS[precision]} if precision in HINTS else {}),
         }
         try:

@@ -189,8 +189,9 @@ def _open_exported(
         if backend == "auto" and not whole and is_here("onnxruntime"):
             engine = OnnxEngine(path, threads=threads)  # it rounds this form better: export/int8.py
     else:
-        if precision == "bf16":  # onnxruntime has none on CPUs
+        if precision == "bf16":
             require_packages("openvino", purpose=f"{path} in bf16")
+            raise UserError(f"{path}: onnxruntime has no bf16 on CPUs, OpenVINO has")
         engine = OnnxEngine(path, threads=threads)
     require_usable(engine.header, source=str(path))
     engine.size = size_for(engine.header, size, source=str(path))

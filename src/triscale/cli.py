@@ -57,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="triscale", description="Train, evaluate and use YOLOv3-family object detectors."
     )
     parser.add_argument("--version", action="version", version=f"triscale {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(metavar="COMMAND")
     for name, command in _COMMANDS.items():
         own = commands.add_parser(name, help=command.HELP)
         command.add_arguments(own)
@@ -70,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # names of files and classes may hold what this terminal can't show
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it
-    arguments = make_parser().parse_args(argv)
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    if "run" not in arguments:
+        parser.exit(2, f"{parser.format_help()}\ntriscale: error: name one of the commands\n")
     return guarded(lambda: arguments.run(arguments))
 
 

@@ -37,7 +37,7 @@ def settle_precision(
         gain = bf16_gain(recipe, model, device=device)
         chosen, why = (
             ("bf16" if gain >= WORTH else "fp32"),
-            f"bf16 is {gain:.2f}x as fast as fp32 here",
+            f"bf16 is {gain:.2f}x as fast as fp32 here; it is taken from {WORTH:g}x on",
         )
     chosen, why = share_value([chosen, why], processes, device=device)
     settled = replace(recipe, train=replace(recipe.train, precision=chosen))

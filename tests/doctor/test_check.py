@@ -350,8 +350,8 @@ def test_copies_need_a_new_folder(
         (None, True, False, 0, ""),
         (f.gone("labels", "t1"), True, False, 0, ""),
         (f.copied("t1", "t4"), False, False, 0, ""),
-        (f.copied("t1", "t4"), True, False, 2, "1 errors and warnings found"),
-        (f.row("t0", 2, "7 .5 .5 .2 .2"), False, False, 2, "1 errors found; --fix OUT writes a"),
+        (f.copied("t1", "t4"), True, False, 2, "0 errors, 1 warning found"),
+        (f.row("t0", 2, "7 .5 .5 .2 .2"), False, False, 2, "1 error found; --fix OUT writes a"),
         (f.row("t0", 2, "7 .5 .5 .2 .2"), False, True, 0, ""),
     ],
 )

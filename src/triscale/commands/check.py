@@ -79,13 +79,11 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"with pictures: {Path(arguments.out) / 'check.html'}")
         if arguments.fix:
             _print_changes(changes, Path(arguments.fix))
-    failed = counts["warning"] if arguments.strict else 0
-    if not arguments.fix:
-        failed += counts["error"]
-    if failed:
+    weights = ("error",) * (not arguments.fix) + ("warning",) * arguments.strict
+    failed = {weight: counts[weight] for weight in weights}
+    if any(failed.values()):
         hint = "" if arguments.fix else "; --fix OUT writes a copy without errors"
-        kinds = "errors and warnings" if arguments.strict else "errors"
-        raise UserError(f"{data}: {failed} {kinds} found{hint * bool(counts['error'])}")
+        raise UserError(f"{data}: {in_words(failed)} found{hint * bool(counts['error'])}")
 
 
 def _write(report: Report, content: dict[str, Any], out: Path) -> None:

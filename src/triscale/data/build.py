@@ -180,7 +180,8 @@ def finish(
         splits = " and ".join(scan.name for scan in scans)
         raise DataError(
             f"{num_broken} broken labels or pictures in {splits}; "
-            "mend them, or skip just those with --set data.skip_bad=true",
+            "mend them (`triscale check` writes a copy without them), or skip just those with "
+            "--set data.skip_bad=true",
             problems,
         )
     for read in reads:

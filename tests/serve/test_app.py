@@ -328,5 +328,10 @@ def test_openapi(token: str | None, real: Running) -> None:
         assert set(answer["images"][0]) == set(schemas["Image"]["properties"])
         assert set(answer["images"][0]["detections"][0]) == set(schemas["Detection"]["properties"])
         model = ask(real.port, "/model").json()
-        assert model == {"name": "weights", "classes": ["disc", "square"], "score_threshold": 0.3}
+        assert model == {
+            "name": "weights",
+            "classes": ["disc", "square"],
+            "colours": ["#e69f00", "#56b4e9"],  # Okabe and Ito's orange and sky blue
+            "score_threshold": 0.3,
+        }
         assert set(model) == set(schemas["Model"]["properties"])

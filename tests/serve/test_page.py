@@ -9,8 +9,8 @@ import pytest
 
 from tests.serve.clients import Fake, Running, picture, running, wait_until
 
-# Of the fake's only box, at the picture's edge: class 1 has the second colour of page.css.
-ORANGE = [0xD5, 0x5E, 0x00]
+# Of the fake's only box, at the picture's edge: class 1 is sky blue, as in every drawing.
+SKY_BLUE = [0x56, 0xB4, 0xE9]
 BROWSER_FLAGS = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
 EVENT = """([kind, data]) => {
   const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
@@ -77,16 +77,16 @@ def test_a_picture(way: str, browser: Any) -> None:
             page.evaluate(EVENT, [way, base64.b64encode(data).decode()])
         page.wait_for_selector("#rows td.name")
         assert tab.rows() == ["square\t0.750\t0, 0, 400, 300"]
-        assert tab.pixel(0, 150) == ORANGE
-        assert tab.pixel(200, 299) == ORANGE
+        assert tab.pixel(0, 150) == SKY_BLUE
+        assert tab.pixel(200, 299) == SKY_BLUE
         assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
         asked = len(tab.asked)
         page.locator("#threshold").fill("0.76")
         assert tab.rows() == ["Nothing with this score."]
-        assert tab.pixel(0, 150) != ORANGE
+        assert tab.pixel(0, 150) != SKY_BLUE
         page.locator("#threshold").fill("0.75")
         page.locator(".chip").click()
-        assert tab.pixel(0, 150) != ORANGE
+        assert tab.pixel(0, 150) != SKY_BLUE
         assert len(tab.asked) == asked, "the slider and the labels need no server"
         assert tab.said == []
         assert all(url.startswith(f"http://127.0.0.1:{server.port}/") for url in tab.asked)
@@ -138,7 +138,7 @@ def test_the_camera(browser: Any) -> None:
         assert tab.most == 1
         page.locator("#snapshot").click()
         wait_until(lambda: page.evaluate("pending === null && !video.srcObject"))
-        assert tab.pixel(0, page.evaluate("canvas.height / 2")) == ORANGE
+        assert tab.pixel(0, page.evaluate("canvas.height / 2")) == SKY_BLUE
         assert tab.said == []
         page.close()
 

@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from triscale.detections import label_numbers
+from triscale.draw import colour_of
 from triscale.errors import UserError
 from triscale.serve.batching import Batcher, Found
 from triscale.serve.bodies import Held, pictures_of
@@ -101,7 +102,15 @@ def _routes(service: Service) -> Starlette:
             raise busy("the network is being loaded; try again soon")
         name = Path(settings.weights).absolute().name
         return JSONResponse(
-            {"name": name, "classes": detector.classes, "score_threshold": settings.score}
+            {
+                "name": name,
+                "classes": detector.classes,
+                "colours": [
+                    "#{:02x}{:02x}{:02x}".format(*colour_of(k))
+                    for k in range(len(detector.classes))
+                ],
+                "score_threshold": settings.score,
+            }
         )
 
     async def healthz(_: Request) -> Response:

@@ -67,6 +67,11 @@ _RESULT = _object(
 _MODEL = _object(
     name=_TEXT,
     classes={"type": "array", "items": _TEXT},
+    colours={
+        "type": "array",
+        "items": {"type": "string", "pattern": "^#[0-9a-f]{6}$"},
+        "description": "of the classes, as drawings have them",
+    },
     score_threshold={**_NUMBER, "description": "where the query names none"},
 )
 _EXAMPLE = {

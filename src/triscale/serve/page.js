@@ -4,11 +4,13 @@ const canvas = element("canvas");
 const pen = canvas.getContext("2d");
 const video = element("video");
 const LOWEST = 0.05; // what is asked for; the slider hides more
+const PATIENCE = 20; // times that a busy server is asked again
 const LARGEST = 1280; // side of a camera's picture that is sent
 
 let picture = null; // what is shown: an ImageBitmap
 let objects = []; // {label, score, box}
 let classes = [];
+let colours = []; // "#rrggbb" of each class
 const hidden = new Set(); // labels that were clicked away
 let pending = null; // the AbortController of the request in flight: there is never another one
 let live = false;
@@ -20,13 +22,17 @@ function tell(text, wrong = false) {
 }
 
 function colour(label) {
-  const at = Math.max(0, classes.indexOf(label)) % 8;
-  return getComputedStyle(document.documentElement).getPropertyValue(`--c${at}`).trim();
+  return colours[Math.max(0, classes.indexOf(label))];
 }
 
 async function ask(path, options = {}) {
   const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
-  const response = await fetch(path, { ...options, headers });
+  let response = await fetch(path, { ...options, headers });
+  for (let tries = 0; response.status === 503 && tries < PATIENCE; tries++) {
+    // busy, or its network is being loaded
+    await new Promise((go) => setTimeout(go, 1000 * (Number(response.headers.get("Retry-After")) || 1)));
+    response = await fetch(path, { ...options, headers });
+  }
   const answer = await response.json();
   if (response.ok) return answer;
   element("access").hidden = response.status !== 401;
@@ -283,7 +289,7 @@ addEventListener("resize", draw);
 async function begin() {
   try {
     const model = await ask("model");
-    classes = model.classes;
+    [classes, colours] = [model.classes, model.colours];
     element("name").textContent = model.name;
     document.title = `${model.name} · triscale`;
     const names = classes.slice(0, 6).join(", ");

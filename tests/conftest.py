@@ -90,6 +90,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def still_one_thread() -> Iterator[None]:
+    """A `Detector` with a number of threads sets that of the process; the next test has one."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drawn VOC devkit: 10 pictures to train on, 4 to test on. Not to be changed: copy it."""

@@ -110,8 +110,8 @@ def write_files(folder: Path, network: str, size: int, *, programs: Sequence[str
     if files == {"weights.safetensors"}:
         return
     form = Form((size, size))
-    onnx, header = folder / "fp32.onnx", header_of(info, model, form)
-    write_onnx(onnx, model, info, form)
+    onnx, header = folder / "fp32.onnx", header_of(info, model, form, precision="fp32")
+    write_onnx(onnx, model, info, form, header=header)
     if "fp32_openvino" in files:
         write_openvino(folder / "fp32_openvino", onnx, header=header, half=False)
     header = replace(header, precision="int8")

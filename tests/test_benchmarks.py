@@ -253,7 +253,8 @@ def test_every_script_explains_itself(
 def test_inference_runs() -> None:
     """A row for each program, limit and stage, with its smallest arguments."""
     words = ["--networks", "mobilenet0.25", "--batches", "1", "--rounds", "1", "--size", "64"]
-    words += ["--programs", "torch plain", "torch fp32", "--threads", "1", "--json"]
+    programs = ["torch plain", "torch fp32", "onnxruntime fp32", "onnxruntime int8"]
+    words += ["--programs", *programs, "--threads", "1", "--json"]
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "inference.py", *words],
         check=False,
@@ -262,7 +263,7 @@ def test_inference_runs() -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = {row["program"]: row for row in json.loads(done.stdout)["rows"]}
-    programs = ["torch plain", "torch fp32", "limit fp32", "limit bf16", "limit int8"]
+    programs += ["limit fp32", "limit bf16", "limit int8"]
     assert list(rows) == [*programs, "- transform", "- input", "- network", "- decode + NMS"]
     assert rows["torch plain"]["x torch plain"] == "1.00"
     assert all(float(row["ms a picture"]) > 0 for row in rows.values())

@@ -53,6 +53,7 @@ def _demo(out: Path) -> None:
         f"\nVOC07 mAP {result.last.mean:.4f} on {result.last.images} held-out pictures\n"
         f"  drawn in {drawn - began:.0f} s, trained and validated in {trained - drawn:.0f} s\n"
         f"  pictures, true boxes in white:  {run / 'pictures.png'}\n"
+        f"  curves, mistakes, what to do:   {run / 'report.html'}\n"
         f"  weights:                        {run / 'best.safetensors'}\n"
         f"  log, one JSON object per line:  {run / 'log.jsonl'}\n"
         f"Try: .venv/bin/triscale predict {run} {devkit / 'VOC2007' / 'JPEGImages'}"

@@ -72,6 +72,10 @@ def test_meter_tells_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += 1.0
         meter.add(images=8, data_seconds=0.0)
     assert meter.recent() == (100, 100.0, 0.0), "the newest ones"
+    for _ in range(1000):
+        now[0] += 0.125
+        meter.add(images=8, data_seconds=0.0625)
+    assert meter.recent() == (480, 60.0, 30.0), "those of a minute, where steps are short"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from triscale.loggers import Loggers
 Volume = Literal["quiet", "normal", "verbose"]
 
 LOSSES = ("objectness", "centre", "scale", "classes", "iou")
-_RECENT = 100  # steps
+_STEPS, _SECONDS = 100, 60.0  # that count as recent: so many steps, more if they take less time
 
 
 class Recent(NamedTuple):
@@ -43,7 +43,8 @@ class Meter:
     """True means since the last reset: of the losses per step, of images over wall time."""
 
     def __init__(self) -> None:
-        self._newest: deque[tuple[float, float]] = deque(maxlen=_RECENT)
+        self._newest: deque[tuple[float, float]] = deque()
+        self._recent = Recent(0, 0.0, 0.0)  # their sums
         self._ended: float | None = None  # the newest step
         self._pauses, self._resets = 0.0, 0  # from the last step of an epoch to its reset
         self.reset()
@@ -63,11 +64,21 @@ class Meter:
         """Count a step."""
         now = time.perf_counter()
         if self._ended is not None:  # the first one waits for the loading processes to start
-            self._newest.append((now - self._ended, data_seconds))
+            self._keep(now - self._ended, data_seconds)
         self._ended = now
         self.steps += 1
         self.images += images
         self.data_seconds += data_seconds
+
+    def _keep(self, seconds: float, waited: float) -> None:
+        """Count a step as recent, and those no longer that have become old."""
+        self._newest.append((seconds, waited))
+        steps, total, lost = self._recent
+        steps, total, lost = steps + 1, total + seconds, lost + waited
+        while steps > _STEPS and total - self._newest[0][0] >= _SECONDS:
+            old = self._newest.popleft()
+            steps, total, lost = steps - 1, total - old[0], lost - old[1]
+        self._recent = Recent(steps, total, lost)
 
     def see(self, losses: Sequence[float]) -> None:
         """Take in the losses of a step; those that aren't finite don't count."""
@@ -85,9 +96,11 @@ class Meter:
         return self.images / max(time.perf_counter() - self._began, 1e-9)
 
     def recent(self) -> Recent:
-        """The newest 100 steps, also those before the reset, without what lies between epochs."""
-        seconds, waited = (sum(column) for column in zip((0.0, 0.0), *self._newest, strict=True))
-        return Recent(len(self._newest), seconds, waited)
+        """The newest 100 steps, or those of the last minute if these are more.
+
+        Also those before the reset, without what lies between epochs.
+        """
+        return self._recent
 
     def seconds_left(self, *, steps: int, epochs: int) -> float:
         """How long so many steps and ends of epochs will take; nan before the second step."""

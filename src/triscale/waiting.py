@@ -42,7 +42,8 @@ def remedy_for(recipe: Recipe, share: float, *, cores: int) -> tuple[str, str]:
     better = min(enough, max(1, cores - 1) if cores > 1 else 0)
     if better > workers:
         there = f"{workers} now, {cores} cores"
-        return f"try {better} data loading processes ({there})", f"--workers {better}"
+        many = "process" if better == 1 else "processes"
+        return f"try {better} data loading {many} ({there})", f"--workers {better}"
     if not recipe.data.cache and not recipe.augment.fast_resize:
         return "keep decoded pictures in memory", "--set data.cache=ram"
     if not recipe.augment.fast_resize:

@@ -110,7 +110,7 @@ def spoil(devkit: Path) -> None:
 
 @contextmanager
 def browser() -> Iterator[Page]:
-    """A page of Chromium, light, with two dots for a pixel."""
+    """A page of Chromium, light, with three dots for two pixels."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as driver:
         started = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

@@ -160,7 +160,7 @@ def legend(names: Sequence[tuple[str, int | None]]) -> str:
     if len(names) < 2:
         return ""
     dots = " &ensp;".join(
-        f'<span style="white-space:nowrap"><span style="color:var(--c{(k or 0) % NUM_COLOURS})">'
+        f'<span class="whole"><span style="color:var(--c{(k or 0) % NUM_COLOURS})">'
         f"&#9679;</span>&nbsp;{escape(name)}</span>"
         for name, k in names
     )

@@ -9,7 +9,6 @@ memory is bounded by the pixels that are held at a time, the work by the picture
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 import traceback
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triscale.data.pictures import decode_picture, encoded_size
+from triscale.engines.machine import cores
 from triscale.errors import ran_out_of_memory
 from triscale.serve.metrics import Metrics
 from triscale.serve.settings import RefusedError, Settings, busy
@@ -71,7 +71,7 @@ class Batcher:
 
     def __post_init__(self) -> None:
         self._room = _Room(2 * self.settings.max_pixels)
-        self._decoders = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "decode")
+        self._decoders = ThreadPoolExecutor(min(4, cores()), "decode")
         self._network = ThreadPoolExecutor(1, "network")
 
     async def run(self) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from tests.running import MakeRecipe
 from triscale import budget
-from triscale.budget import Speed, fit_minutes, middle_size, most_epochs
+from triscale.budget import Speed, fit_minutes, middle_size, most_epochs, smaller_size
 from triscale.data.open import Data
 from triscale.errors import UserError
 from triscale.model.yolo import YOLOv3, build_model
@@ -103,6 +103,41 @@ def test_the_lines(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(caught.value) == f"{few} ({figures}); it needs 0.3"
     assert fit(0.3)[1][1] == f"2 epochs fit into 0.3 minutes ({figures})"
     assert fit(0.25)[1][1] == f"1 epoch fits into 0.25 minutes ({figures})"
+
+
+@pytest.mark.parametrize(
+    ("size", "epochs", "expected"),
+    [(416, 12, 0), (416, 11.9, 384), (416, 6, 288), (416, 1, 224), (256, 0, 224), (224, 3, 0)],
+)
+def test_smaller_size(tiny_recipe: MakeRecipe, size: int, epochs: float, expected: int) -> None:
+    choice = smaller_size(tiny_recipe(f"train.size={size}"), epochs)
+    assert (choice.value if choice else 0) == expected
+    shapes = tiny_recipe(f"train.size={size}", "augment.random_shape=true")
+    assert smaller_size(shapes, epochs) is None
+
+
+def test_few_epochs_make_the_pictures_smaller(
+    fit: Fit, tiny_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """10 pictures, 50 s: one a second at 416 are 5 epochs; the area decides."""
+
+    def measured(recipe: Recipe, *_: object, **__: object) -> tuple[Recipe, Speed, list[str]]:
+        return recipe, Speed((416 / recipe.train.size) ** 2, 0.0, 0.0), ["settled"]
+
+    monkeypatch.setattr(budget, "measure", measured)
+
+    def at_size(size: int) -> Recipe:
+        return tiny_recipe(f"train.size={size}", "optim.lr=0.5")
+
+    recipe, lines = fit(1, "train.size=416", at_size=at_size)
+    assert (recipe.train.size, recipe.train.epochs, recipe.optim.lr) == (256, 13, 0.5)
+    assert lines == [
+        "settled",
+        "train.size=256 (at 416 only 5.0 epochs fit; --size)",
+        "13 epochs fit into 1 minute (2.64 img/s)",
+    ]
+    assert fit(1, "train.size=416")[0].train.size == 416, "it was given"
+    assert fit(3, "train.size=416", at_size=at_size)[0].train.size == 416, "17 epochs"
 
 
 @pytest.mark.usefixtures("quick")

@@ -17,11 +17,14 @@ import pytest
 import torch
 
 from tests.conftest import SETS, TINY, set_words
-from triscale import __version__, budget
+from triscale import __version__, budget, choosing, runs
+from triscale.budget import Speed
 from triscale.cli import main
+from triscale.demo.scenes import write_scenes
 from triscale.model.yolo import ModelConfig, build_model
 from triscale.pixels import InputConfig
-from triscale.recipe import load_recipe
+from triscale.recipe import Recipe, load_recipe
+from triscale.training import Result
 from triscale.weights.contents import WeightsInfo
 from triscale.weights.formats import read_weights
 from triscale.weights.native import save_weights
@@ -254,6 +257,38 @@ def test_minutes(
     said = capsys.readouterr().err
     assert "--minutes 0.001: too few for one epoch of 10 pictures" in said
     assert not (tmp_path / "none").exists()
+
+
+def test_little_time_makes_the_pictures_smaller(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows from the size is chosen anew; a size that is given stays."""
+    write_scenes(tmp_path / "set", num_train=10, num_test=1, size=(384, 384))
+    sizes = list[int]()
+
+    def measured(recipe: Recipe, *_: object, **__: object) -> tuple[Recipe, Speed, list[str]]:
+        sizes.append(recipe.train.size)
+        return recipe, Speed(0.1, 0.0, 0.0), []
+
+    trained = list[Recipe]()
+
+    def train(recipe: Recipe, *_: object, **__: object) -> Result:
+        trained.append(recipe)
+        return Result(tmp_path, -1, None)
+
+    monkeypatch.setattr(budget, "measure", measured)
+    monkeypatch.setattr(runs, "train", train)
+    words = ["train", str(tmp_path / "set"), "--minutes", "10", "--set", "optim.lr=0.5"]
+    monkeypatch.setattr(choosing, "SMALL", 1000)  # all objects are: the whole size is chosen
+    assert main(words) == 0
+    assert sizes == [384, 256]
+    assert (trained[0].train.size, trained[0].optim.lr) == (256, 0.5)
+    said = capsys.readouterr().err
+    assert "train.size=384 (" in said
+    assert re.search(r"^train.size=256 \(at 384 only 5\.\d epochs fit; --size\)$", said, re.M)
+    assert main([*words, "--size", "384"]) == 0
+    assert main([*words, "--recipe", "modern"]) == 0
+    assert [recipe.train.size for recipe in trained[1:]] == [384, 320]
 
 
 @pytest.mark.parametrize(

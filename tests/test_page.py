@@ -80,6 +80,12 @@ def test_empty() -> None:
     assert facts([]) == '<div class="facts"></div>'
 
 
+def test_a_flag_in_a_list_is_kept_whole() -> None:
+    assert listing(["<more> (--epochs 20)"]) == (
+        '<ul><li>&lt;more&gt; (<span class="whole">--epochs</span> 20)</li></ul>'
+    )
+
+
 def test_texts_are_escaped_and_tags_are_closed() -> None:
     read = Reader(document())
     for text in ("A & <b>", 'first "line"', "a < b", "<red>", "<i>"):

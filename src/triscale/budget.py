@@ -13,7 +13,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from triscale.average import Average
+from triscale.choosing import EPOCHS, SIDES, Choice
 from triscale.data.index import Index
 from triscale.data.loader import make_loader
 from triscale.data.open import Data
@@ -65,15 +66,24 @@ def fit_minutes(
     spent: float,
     folder: Path,
     given: Collection[str] = (),
+    at_size: Callable[[int], Recipe] | None = None,
 ) -> tuple[Recipe, list[str]]:
     """The recipe with as many epochs as fit into the time, and lines for the user.
 
     `spent` seconds of it are gone already; the run will be in `folder`. `model` is only looked at.
-    Keys in `given` stay as they are. Raises UserError if there is no time for one epoch.
+    Keys in `given` stay as they are. Where only a few epochs would fit, the pictures are made
+    smaller if `at_size` says what the recipe is then. Raises UserError if there is no time for one
+    epoch.
     """
     began, pictures = time.perf_counter(), len(training_index(recipe, data))
     end = began - spent + minutes * 60 * (1 - SPARE)
     recipe, speed, said = measure(recipe, data, model, folder=folder, until=end)
+    if at_size:
+        epochs = (end - time.perf_counter()) * speed.pictures / pictures
+        if smaller := smaller_size(recipe, epochs):
+            recipe = at_size(smaller.value)
+            recipe, speed, said = measure(recipe, data, model, folder=folder, until=end)
+            said.append(str(smaller))
     now = time.perf_counter()
     spent, left = spent + now - began, end - now
     epoch = pictures / speed.pictures + speed.saving
@@ -98,6 +108,18 @@ def fit_minutes(
     line = f"{epochs} {'epoch fits' if epochs == 1 else 'epochs fit'} into {minutes:g} "
     line += "minute" if minutes == 1 else "minutes"
     return recipe, [*said, f"{line} ({figures}{often})"]
+
+
+def smaller_size(recipe: Recipe, epochs: float) -> Choice | None:
+    """The side at which `EPOCHS[0]` epochs fit where `epochs` do at the recipe's, or the least.
+
+    A step's time grows with the area. None: no smaller one is wanted, or random shapes decide.
+    """
+    size, fewest = recipe.train.size, EPOCHS[0]
+    side = max(SIDES[0], int(size * math.sqrt(max(0.0, epochs) / fewest)) // 32 * 32)
+    if epochs >= fewest or side >= size or recipe.augment.random_shape:
+        return None
+    return Choice("train.size", side, f"at {size} only {epochs:.1f} epochs fit", "--size")
 
 
 def most_epochs(

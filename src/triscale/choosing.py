@@ -40,8 +40,8 @@ SMALL_SHARE = 0.01  # of the objects may be smaller
 GPU_BATCHES = (16, 64)
 CPU_MEMORY, GPU_MEMORY = 0.5, 0.8  # of what is free
 # AdamW from random weights, batches of 8, where the recipe's rate, which is that of `tiny`, isn't
-# the network's. Looked for with `modern` on BCCD: 0.001, 0.003, 0.01, 0.02 and 0.04 gave
-# mobilenet0.25 a VOC07 mAP of 11.8, 26.6, 61.9, 46.3 and 2.3 on val.
+# the network's: with `modern` on BCCD, 0.003 and 0.01 gave mobilenet0.25 a VOC07 mAP of 82.0 and
+# 84.4 on val.
 RATES = {"mobilenet0.25": 0.01}
 OVERHEAD = 1.4  # a step's memory over what autograd keeps: gradients on their way, the loss
 STEPS, LEAST_STEPS = 128, 1000  # the first times the square root of the number of pictures

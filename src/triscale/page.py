@@ -96,7 +96,7 @@ def paragraph(text: str) -> Html:
 def listing(lines: Iterable[str]) -> Html:
     """Lines with dots before them; a flag such as --epochs is never broken at the end of a line."""
     items = (
-        re.sub(r"--[a-z-]+", r"<span class=\"whole\">\g<0></span>", escape(line)) for line in lines
+        re.sub(r"--[a-z-]+", r'<span class="whole">\g<0></span>', escape(line)) for line in lines
     )
     return Html("<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>")
 

@@ -22,6 +22,7 @@ from triscale.detections import Detections
 from triscale.engines.pytorch import TorchEngine
 from triscale.errors import UserError
 from triscale.evaluation import EvalConfig, Evaluation, choose_metric, evaluate, score
+from triscale.lengths import with_key
 from triscale.log import Narrator, Volume
 from triscale.model.yolo import YOLOv3, build_model
 from triscale.pixels import InputConfig
@@ -229,6 +230,7 @@ def _run(
     narrator = Narrator(enabled=_is_main(), volume=volume)
     # the number of epochs, if it follows from a time, is not one of the choices
     given = {*wishes.given, *(["train.epochs"] if wishes.minutes else [])}
+    wanted = settings
     settings, data = open_and_fit(settings, base=wishes.base, given=given, say=narrator.say)
     model = None
     if settings.train.init and not resume:
@@ -237,6 +239,13 @@ def _run(
         name = settings.model.backbone
         hint = f" (ImageNet's can be had: triscale download {name})" if name in ZOO else ""
         narrator.say(f"training {name} from random weights{hint} in {run}")
+
+    def at_size(size: int) -> Recipe:
+        """The choices again with another size; the network that was built stays."""
+        plain = with_key(replace(wanted, data=settings.data), "train.size", size)
+        found, _ = choose(plain, data, given={*given, "train.size"}, base=wishes.base)
+        return replace(found, model=settings.model) if model else found
+
     if wishes.minutes:
         settings, lines = fit_minutes(
             settings,
@@ -246,6 +255,7 @@ def _run(
             spent=time.perf_counter() - wishes.since,
             folder=run,
             given=wishes.given,
+            at_size=at_size if wishes.base and "train.size" not in given else None,
         )
         for line in lines:
             narrator.say(line)

@@ -148,10 +148,26 @@ def test_kaiming_keeps_the_variance_of_gradients() -> None:
     gradient = torch.randn(y.shape, generator=seeded(2))
     (back,) = torch.autograd.grad(y, x, gradient)
     assert back.var().item() == pytest.approx(1, rel=0.03)
-    # Depthwise: 9 weights reach each input, whatever the number of channels.
-    depthwise = model.backbone.stages[2][1].depthwise.conv.weight
-    assert depthwise.std().item() == pytest.approx(math.sqrt(2 / 9), rel=0.05)
     assert model.head.outputs[0].weight.std().item() == pytest.approx(0.01, rel=0.03)
+
+
+def test_depthwise_layers_begin_near_the_identity() -> None:
+    kernels = {
+        init: build_model(
+            build(ModelConfig, {"backbone": "mobilenet0.25", "init": init}, where="model"),
+            4,
+            generator=seeded(),
+        )
+        .backbone.stages[2][1]
+        .depthwise.conv.weight
+        for init in ("kaiming", "uniform")
+    }
+    identity = torch.zeros(3, 3)
+    identity[1, 1] = 1
+    # 9 weights reach each input, whatever the number of channels; a tenth of that deviation
+    deviation = (kernels["kaiming"] - identity).std().item()
+    assert deviation == pytest.approx(0.1 * math.sqrt(2 / 9), rel=0.05)
+    assert kernels["uniform"].abs().max() <= 0.07, "the reference's"
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,12 @@ def test_the_camera(browser: Any) -> None:
         wait_until(lambda: page.wait_for_timeout(20) or len(detector.batches) > count + 3)
         assert set(detector.batches) == {1}
         assert tab.most == 1
+        detector.gate.clear()  # so that the snapshot's answer isn't mistaken for a live one's
         page.locator("#snapshot").click()
-        wait_until(lambda: page.evaluate("pending === null && !video.srcObject"))
+        page.locator("#status", has_text="Looking").wait_for()
+        assert not page.evaluate("video.srcObject")
+        detector.gate.set()
+        wait_until(lambda: page.evaluate("pending === null"))
         assert tab.pixel(0, page.evaluate("canvas.height / 2")) == SKY_BLUE
         assert tab.said == []
         page.close()

@@ -29,6 +29,7 @@ from triscale.types import Predictions
 Backbone = Darknet | MobileNet | TinyDarknet
 
 UNIFORM_RANGE = 0.07  # gluoncv: MXNet's default initialiser draws every weight from U(-0.07, 0.07)
+DEPTHWISE_NOISE = 0.1  # of He et al.'s deviation, around the identity
 PREDICTION_STD = 0.01  # RetinaNet (Lin et al. 2017, section 4.1), the source of the priors too
 NUM_BOX_CHANNELS = 5  # t_x t_y t_w t_h t_o, before the classes
 
@@ -43,7 +44,8 @@ class ModelConfig:
     # beyond them
     scale_x_y: float = 1.0
     spp: bool = False  # spatial pyramid pooling in the head's first block, as in yolov3-spp
-    # uniform: as the reference. kaiming: He et al. 2015, fan out; N(0, 0.01) in the last layer.
+    # uniform: as the reference. kaiming: He et al. 2015, fan out; depthwise layers begin near the
+    # identity; N(0, 0.01) in the last layer.
     init: Literal["uniform", "kaiming"] = "uniform"
     objectness_prior: float = 0.0  # initial probability of an object; 0: bias 0, as the reference
     class_prior: float = 0.0  # the same for each class
@@ -148,6 +150,8 @@ def init_weights(model: YOLOv3, config: ModelConfig, *, generator: torch.Generat
     for module in model.modules():
         if isinstance(module, ConvCell):
             _init_conv(module.conv, config, generator, std=_he_std(module.conv, module.slope))
+            if config.init == "kaiming" and module.conv.groups > 1:
+                _begin_near_identity(module.conv)
             module.norm.reset_parameters()  # scale 1, shift 0, running mean 0 and variance 1
     for layer, anchors in zip(_outputs(model), model.anchors, strict=True):
         _init_output(layer, config, generator, num_anchors=len(anchors))
@@ -243,6 +247,17 @@ def _he_std(conv: nn.Conv2d, slope: float) -> float:
     # Not nn.init.kaiming_normal_: it leaves the groups out, which matters for depthwise layers.
     fan_out = conv.out_channels * math.prod(conv.kernel_size) // conv.groups
     return math.sqrt(2 / ((1 + slope**2) * fan_out))
+
+
+def _begin_near_identity(conv: nn.Conv2d) -> None:
+    """Put each channel's weight on the middle of its kernel (Xiao et al. 2018, delta-orthogonal).
+
+    A dozen random filters, one after another, blur where things are, and nothing goes around them:
+    what mobilenet0.25 predicted stayed at the priors for up to twelve of twenty epochs.
+    """
+    middle = conv.kernel_size[0] // 2
+    with torch.no_grad():
+        conv.weight.mul_(DEPTHWISE_NOISE)[:, 0, middle, middle] += 1
 
 
 def _init_output(

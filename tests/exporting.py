@@ -30,6 +30,9 @@ def write_weights(path: Path, *, fit: Fit = "letterbox") -> Path:
     with torch.no_grad():
         for output in model.head.outputs:
             output.weight.normal_(0, 0.3, generator=generator)
+        for module in model.backbone.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.bias.normal_(0, 0.5, generator=generator)
     recipe = {"decode": {"score_threshold": 0.2, "top_k": 100}}
     save_weights(path, model, WeightsInfo(CLASSES, config, SIZE, InputConfig(fit=fit), recipe))
     return path

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.exporting import CLASSES, SIZE, drawn, quietly
+from tests.exporting import CLASSES, SIZE, drawn, quietly, write_weights
 from triscale.cli import main
 from triscale.engines.header import Header, run_in_batches, unpacked
 from triscale.engines.onnx import OnnxEngine
 from triscale.engines.openvino import OpenVinoEngine
 from triscale.engines.pytorch import TorchEngine
 from triscale.errors import UserError
-from triscale.export.int8 import body
+from triscale.export.int8 import body, quantise
 from triscale.export.parity import TOLERANCES
 from triscale.export.pt2 import open_pt2
 from triscale.export.write import Wanted
@@ -139,6 +139,20 @@ def test_int8(weights: Path, devkit: Path, tmp_path: Path) -> None:
     assert target.stat().st_size < 0.7 * weights.stat().st_size
     assert outcome.words == str(devkit)
     assert Detector(target).engine.name.startswith("onnxruntime")
+
+
+def test_int8_in_openvino(tmp_path: Path) -> None:
+    """It computes what onnxruntime computes: no bias is left out."""
+    path = tmp_path / "small.onnx"
+    quietly(write_weights(tmp_path / "small.safetensors", fit="stretch"), path, Wanted())
+    images, sizes = prepare(drawn(8), (SIZE, SIZE), fit="stretch")
+    inputs = [{"images": images[i : i + 1], "sizes": sizes[i : i + 1]} for i in range(8)]
+    quantise(path, inputs, header=OnnxEngine(path).header, fused=True)
+    found = [
+        np.stack([each.scores[:20] for each in engine(images, sizes)])
+        for engine in (OnnxEngine(path), OpenVinoEngine(path))
+    ]
+    assert np.abs(found[0] - found[1]).mean() < 5e-4
 
 
 def test_what_differs_is_not_kept(

@@ -6,10 +6,9 @@ Read from the ONNX file, so that both are one network.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from triscale.engines.header import Header
-from triscale.engines.openvino import SECTION, xml_of
+from triscale.engines.openvino import SECTION, read_folded, xml_of
 from triscale.engines.telemetry import refuse_telemetry
 
 
@@ -18,7 +17,7 @@ def write_openvino(folder: Path, onnx: Path, *, header: Header, half: bool) -> N
     refuse_telemetry()
     import openvino
 
-    model: Any = openvino.Core().read_model(onnx)
+    model = read_folded(openvino.Core(), onnx)
     for name, text in header.texts().items():
         model.set_rt_info(text, [SECTION, name])
     folder.mkdir()

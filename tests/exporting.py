@@ -22,8 +22,11 @@ silent = Narrator(enabled=False)
 quietly = partial(export, narrator=silent)
 
 
-def write_weights(path: Path, *, fit: Fit = "letterbox") -> Path:
-    """Weights of a network for pictures of SIZE, whose scores lie around 0.25."""
+def write_weights(path: Path, *, fit: Fit = "letterbox", biases: float = 0) -> Path:
+    """Weights of a network for pictures of SIZE, whose scores lie around 0.25.
+
+    `biases`: the standard deviation of the backbone's.
+    """
     config = ModelConfig(backbone="mobilenet0.1", init="kaiming", objectness_prior=0.5)
     model = build_model(config, len(CLASSES), generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
@@ -32,7 +35,7 @@ def write_weights(path: Path, *, fit: Fit = "letterbox") -> Path:
             output.weight.normal_(0, 0.3, generator=generator)
         for module in model.backbone.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                module.bias.normal_(0, 0.5, generator=generator)
+                module.bias.normal_(0, biases, generator=generator)
     recipe = {"decode": {"score_threshold": 0.2, "top_k": 100}}
     save_weights(path, model, WeightsInfo(CLASSES, config, SIZE, InputConfig(fit=fit), recipe))
     return path

@@ -16,6 +16,7 @@ from triscale.engines.onnx import OnnxEngine
 from triscale.engines.openvino import OpenVinoEngine
 from triscale.engines.pytorch import TorchEngine
 from triscale.errors import UserError
+from triscale.export.compare import Outcome
 from triscale.export.int8 import body, quantise
 from triscale.export.parity import TOLERANCES
 from triscale.export.pt2 import open_pt2
@@ -144,7 +145,8 @@ def test_int8(weights: Path, devkit: Path, tmp_path: Path) -> None:
 def test_int8_in_openvino(tmp_path: Path) -> None:
     """It computes what onnxruntime computes: no bias is left out."""
     path = tmp_path / "small.onnx"
-    quietly(write_weights(tmp_path / "small.safetensors", fit="stretch"), path, Wanted())
+    weights = write_weights(tmp_path / "small.safetensors", fit="stretch", biases=0.5)
+    quietly(weights, path, Wanted())
     images, sizes = prepare(drawn(8), (SIZE, SIZE), fit="stretch")
     inputs = [{"images": images[i : i + 1], "sizes": sizes[i : i + 1]} for i in range(8)]
     quantise(path, inputs, header=OnnxEngine(path).header, fused=True)
@@ -160,8 +162,10 @@ def test_what_differs_is_not_kept(
 ) -> None:
     monkeypatch.setitem(TOLERANCES, "fp32", TOLERANCES["fp32"]._replace(score=-1.0))
     (tmp_path / "old.onnx").write_bytes(b"old")
+    shown: list[Outcome] = []
     with pytest.raises(UserError, match=r"scores differ by .* expected at most -1; nothing was"):
-        quietly(weights, tmp_path / "old.onnx", Wanted(raw=True))
+        quietly(weights, tmp_path / "old.onnx", Wanted(raw=True), show=shown.append)
+    assert shown[0].rows[0][0] == "scores differ by"
     assert [file.name for file in tmp_path.iterdir()] == ["old.onnx"]
     assert (tmp_path / "old.onnx").read_bytes() == b"old"
 

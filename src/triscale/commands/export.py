@@ -6,11 +6,14 @@ import argparse
 import re
 from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from triscale.commands.options import add_volume, require_new, sides, table
 from triscale.errors import UserError
 from triscale.packages import require_packages
+
+if TYPE_CHECKING:
+    from triscale.export.compare import Outcome
 
 HELP = "write a detector for other programs: ONNX, OpenVINO or torch.export"
 
@@ -65,21 +68,24 @@ def run(arguments: argparse.Namespace) -> None:
         calibrate=Path(arguments.calibrate) if arguments.int8 else None,
         check=Path(arguments.check) if arguments.check else None,
     )
+    show = _show if arguments.volume != "quiet" else None
     with Narrator(volume=arguments.volume) as narrator:
-        outcome = export(Path(arguments.weights), target, wanted, narrator=narrator)
-    if arguments.volume != "quiet":
-        rows = [
-            (what, f"{found:.4g}", f"{most:.4g}" if most < inf else "-")
-            for what, found, most in outcome.rows
-        ]
-        table(("", "found", "allowed"), rows)
-        print(
-            f"compared {outcome.detections} detections in {outcome.pictures} pictures "
-            f"({outcome.words})"
-        )
-        if outcome.means:
-            print("mAP {:.4f} of the network, {:.4f} of the file".format(*outcome.means))
+        export(Path(arguments.weights), target, wanted, narrator=narrator, show=show)
     print(f"wrote {target}")
+
+
+def _show(outcome: Outcome) -> None:
+    """Print how what was written compares with the network."""
+    rows = [
+        (what, f"{found:.4g}", f"{most:.4g}" if most < inf else "-")
+        for what, found, most in outcome.rows
+    ]
+    table(("", "found", "allowed"), rows)
+    print(
+        f"compared {outcome.detections} detections in {outcome.pictures} pictures ({outcome.words})"
+    )
+    if outcome.means:
+        print("mAP {:.4f} of the network, {:.4f} of the file".format(*outcome.means))
 
 
 def _size(text: str | None) -> tuple[int, int] | Literal["dynamic"] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,10 +49,17 @@ class Wanted(NamedTuple):
     check: Path | None = None
 
 
-def export(weights: Path, target: Path, wanted: Wanted, *, narrator: Narrator) -> Outcome:
+def export(
+    weights: Path,
+    target: Path,
+    wanted: Wanted,
+    *,
+    narrator: Narrator,
+    show: Callable[[Outcome], None] | None = None,
+) -> Outcome:
     """Write `target` from weights, if what was written finds what the network finds.
 
-    Raises UserError, and leaves nothing, if it doesn't.
+    Raises UserError, and leaves nothing, if it doesn't; `show` is told in either case.
     """
     kind = kind_of(target)
     _require_possible(kind, wanted)
@@ -94,6 +101,8 @@ def export(weights: Path, target: Path, wanted: Wanted, *, narrator: Narrator) -
                 write_openvino(made, onnx, header=header, half=wanted.half)
         run = _opened(made, kind, form)
         outcome = compared(engine, run, header=header, pictures=pictures, narrator=narrator)
+        if show:
+            show(outcome)
         outcome.require(target)
         for file in made.iterdir() if made.is_dir() else (made,):
             flush(file)

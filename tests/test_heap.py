@@ -17,6 +17,7 @@ from triscale.heap import set_heap
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1])
 
+set_heap(map_from=None, trim_from=None)  # as a training process that forks
 set_heap(map_from=int(sys.argv[1]), trim_from=1 << 30)
 before = resident()
 held = [b"x" * 2_000_000 for _ in range(10)]

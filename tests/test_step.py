@@ -147,7 +147,7 @@ if sys.argv[1] == "kept":
     keep_freed_memory(torch.device("cpu"))
 before = resident()
 for _ in range(4):
-    held = [torch.zeros(20 << 18) for _ in range(4)]
+    held = [torch.zeros(40 << 18) for _ in range(2)]
     del held
 print(resident() - before)
 """

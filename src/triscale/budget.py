@@ -154,7 +154,7 @@ def measure(
     make_plan(recipe, index, Processes())  # first: it knows whether the batch size is possible
     twin = copy.deepcopy(model).to(device)
     twin = twin.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    keep_freed_memory(device)
+    keep_freed_memory(device, one_shape=not recipe.augment.random_shape)
     recipe, said = settle_precision(recipe, twin, device=device, processes=Processes())
     validation = 0.0
     if data.val is not None and len(data.val) and recipe.train.val_interval:

@@ -12,7 +12,7 @@ from triscale.assign import assign, ignored
 from triscale.decode import decode_boxes
 from triscale.errors import OutOfMemoryError, ran_out_of_memory
 from triscale.gradients import Gradients, Statistics
-from triscale.heap import MOST, set_heap
+from triscale.heap import set_heap
 from triscale.loss import yolo_loss
 from triscale.model.yolo import YOLOv3
 from triscale.normalise import network_input
@@ -53,15 +53,16 @@ def batch_losses(
     return yolo_loss(predictions, targets, ignore, grid, recipe.loss, global_batch=global_batch)
 
 
-def keep_freed_memory(device: torch.device) -> None:
+def keep_freed_memory(device: torch.device, *, one_shape: bool = True) -> None:
     """Let what a step on a CPU frees stay with the process, for the next step.
 
     By itself glibc gives it back to the system after each backward pass, and in the next forward
-    pass the system fills every page with zeros again: up to a seventh of a step's time. Tensors
-    above 32 MiB still come and go.
+    pass the system fills every page with zeros again: up to a seventh of a step's time. Where
+    shapes change, tensors above 32 MiB come and go nevertheless: in the gaps that larger ones left
+    they would take a seventh more memory.
     """
     if device.type == "cpu":
-        set_heap(map_from=32 << 20, trim_from=MOST)
+        set_heap(map_from=None if one_shape else 32 << 20, trim_from=None)
 
 
 def gpu_memory(device: torch.device) -> tuple[float, float]:

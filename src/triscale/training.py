@@ -127,7 +127,7 @@ def train(
         if recipe.train.compile:
             stack.enter_context(compiling(num_shapes(recipe)))
         model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        keep_freed_memory(device)
+        keep_freed_memory(device, one_shape=not recipe.augment.random_shape)
         recipe, said = settle_precision(recipe, model, device=device, processes=processes)
         if said:
             narrator.say(said)

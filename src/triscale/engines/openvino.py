@@ -79,6 +79,7 @@ def read_folded(core: Any, file: Path) -> Any:
     Without that, in 8 bits OpenVINO 2026.4 leaves out the bias of a convolution (of the first one
     in MobileNets with decoding) whose shape it is still computing when it fuses the two.
     """
+    refuse_telemetry()
     from openvino.passes import ConstantFolding, Manager
 
     model: Any = core.read_model(file)

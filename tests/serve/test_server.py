@@ -170,10 +170,14 @@ def test_workers(random_weights: Path, tmp_path: Path) -> None:
         wait_until(lambda: answered() == 4)  # counted once the answer is out
         first = int(server.log.read_text().split("worker ")[1].split()[0])
         os.kill(first, signal.SIGKILL)
+        wait_until(lambda: "another one takes its place" in server.log.read_text())
+        # the one that is left answers while the new one loads its network
+        assert [detect(server.port, picture()).status for _ in range(4)] == [200] * 4
+        assert server.log.read_text().count("is ready") == 2
         wait_until(lambda: server.log.read_text().count("is ready") == 3, seconds=120)
         wait_until(lambda: ready() == 2)
         assert "a worker ended (-9); another one takes its place" in server.log.read_text()
-        assert answered() == 4
+        assert answered() == 8
         server.popen.send_signal(signal.SIGTERM)
         assert server.popen.wait(30) == 0
 

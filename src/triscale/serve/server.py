@@ -275,8 +275,10 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until uvicorn listens to it; the parent hears it
     # its share of the cores, before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // settings.workers)))
-    service = Service(settings, Metrics(cells, row=row), load=lambda: _load(settings))
     try:
+        # before it accepts anything: until then what comes is for the workers that are ready
+        detector = _load(settings)
+        service = Service(settings, Metrics(cells, row=row), load=lambda: detector)
         run_server(service, listener, tell=lambda: news.send_bytes(b"ready"))
     except UserError as error:
         news.send_bytes(str(error).encode())
